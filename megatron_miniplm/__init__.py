@@ -1,0 +1,16 @@
+"""Pre-training distillation without a teacher in the training loop, as a Megatron-Core integration.
+
+    text ──preprocess──► corpus .bin/.idx ──┬── score (teacher,   TP x PP x DP) ──► teacher scores ───┐
+                             │              └── score (reference, TP x PP x DP) ──► reference scores ─┤
+                             └─ reference split (a view) ─► train the reference model                 │
+                                                                                             difference sampling
+                                                                                                      │
+      evaluation ◄── student training (megatron.training) ◄──────────────────────────── refined view + data_args.txt
+
+The packages stand in that order: `corpus` and `indexed` make and read Megatron binaries, `scoring` gives every sequence
+its negative log-likelihood, `selection` keeps what the teacher knows better than the reference, `training` is the
+student's entry point. `artifacts` is what the stages hand to one another; `mcore` is the only place that knows Megatron's
+versions. Stages never import one another.
+"""
+
+__version__ = "0.1.0"

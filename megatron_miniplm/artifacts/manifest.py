@@ -1,0 +1,122 @@
+"""The manifest beside every artifact: what it is, how much, made from what, with which settings and versions.
+
+A directory artifact carries `manifest.json`; a Megatron prefix carries `<prefix>.manifest.json`. Manifests hold no
+times and no absolute paths: the same command on the same inputs writes the same bytes, and a run directory can move.
+Format page: docs/formats.md.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_miniplm.artifacts.atomic import write_json
+from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file
+from megatron_miniplm.errors import CorruptArtifactError, InputError
+
+FORMAT_VERSION = 1
+DIRECTORY_MANIFEST = "manifest.json"
+PREFIX_MANIFEST_SUFFIX = ".manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactInput:
+    """One parent of an artifact.
+
+    Attributes:
+        role: what the parent was used as, such as `corpus`, `teacher_scores` or `model`.
+        path: the parent's prefix or directory, relative to the directory that holds the manifest.
+        fingerprint: the parent's fingerprint when it was used.
+    """
+
+    role: str
+    path: str
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `manifest.json` holds.
+
+    Attributes:
+        kind: `corpus`, `view`, `tokenizer`, `scores`, `selection`, `split` or `text`.
+        fingerprint: identity of the artifact's content.
+        counts: totals, each key ending in its unit (`num_sequences`, `num_tokens`, `text_bytes`).
+        settings: the flags that shaped the content; never the number of workers or ranks.
+        versions: packages whose behaviour could change the content.
+        inputs: the parents, in a stated order.
+        files: checksums of the artifact's own files by name, relative to the manifest: `bytes` and `blake2b`.
+    """
+
+    kind: str
+    fingerprint: Fingerprint
+    counts: dict[str, int]
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    inputs: tuple[ArtifactInput, ...] = ()
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def write(self, artifact: Path) -> None:
+        """Publish the manifest of a directory or prefix, atomically. Write it last: it marks the artifact complete."""
+        write_json(manifest_path(artifact), {**asdict(self), "inputs": [asdict(parent) for parent in self.inputs]})
+
+
+def manifest_path(artifact: Path) -> Path:
+    """Where the manifest of a directory or of a Megatron prefix lies."""
+    if artifact.is_dir():
+        return artifact / DIRECTORY_MANIFEST
+    return artifact.with_name(artifact.name + PREFIX_MANIFEST_SUFFIX)
+
+
+def load_manifest(artifact: Path) -> Manifest:
+    """Read the manifest of a directory or prefix.
+
+    Raises:
+        InputError: there is none.
+        CorruptArtifactError: it is not JSON, lacks a field, or has a format version that this release does not know.
+    """
+    path = manifest_path(artifact)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{artifact} has no {path.name}: it is not a finished artifact of megatron-miniplm") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptArtifactError(f"{path} is not valid JSON ({error}): make the artifact again") from None
+    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+        found = values.get("format_version") if isinstance(values, dict) else type(values).__name__
+        raise CorruptArtifactError(
+            f"{path} has format version {found}, this release reads {FORMAT_VERSION}: "
+            "use the release that wrote it, or make the artifact again"
+        )
+    try:
+        parents = tuple(ArtifactInput(**parent) for parent in values.pop("inputs", ()))
+        return Manifest(inputs=parents, **values)
+    except TypeError as error:
+        raise CorruptArtifactError(f"{path} is not a manifest ({error}): make the artifact again") from None
+
+
+def input_of(role: str, parent: Path, fingerprint: Fingerprint, *, relative_to: Path) -> ArtifactInput:
+    """Describe a parent, with its path relative to the directory that will hold the manifest."""
+    return ArtifactInput(role=role, path=os.path.relpath(parent, relative_to), fingerprint=fingerprint)
+
+
+def checksum_of(path: Path) -> dict[str, Any]:
+    """The `files` entry of one finished file."""
+    return {"bytes": path.stat().st_size, "blake2b": digest_file(path)}
+
+
+def verify_files(artifact: Path, manifest: Manifest) -> list[str]:
+    """Compare an artifact's files with the manifest's checksums; returns one message a fault."""
+    faults = []
+    directory = manifest_path(artifact).parent
+    for name, expected in manifest.files.items():
+        path = directory / name
+        if not path.exists():
+            faults.append(f"{path} is missing")
+        elif (size_bytes := path.stat().st_size) != expected["bytes"]:
+            faults.append(f"{path} has {size_bytes} bytes, its manifest says {expected['bytes']}")
+        elif digest_file(path) != expected["blake2b"]:
+            faults.append(f"{path} has changed since it was written: its checksum does not match the manifest")
+    return faults

@@ -1,0 +1,82 @@
+"""The `miniplm` command: one subcommand a tool, the same code as `tools/*.py`.
+
+A command is a module of `megatron_miniplm.commands` with `add_arguments(parser)` and `run(arguments)`; its docstring is
+its `--help`. Only the module of the command that runs is imported, so that `--help` costs milliseconds. Megatron programs
+have their own parser (Megatron's) and are listed by module only.
+"""
+
+import argparse
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+from megatron_miniplm.errors import EXIT_RESUMABLE, MiniPLMError
+
+#: Subcommand -> (module, one line of help), in the order in which data flows.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("doctor", "what is installed, what each absence costs, and what mends it"),
+    "train-tokenizer": ("train_tokenizer", "train a SentencePiece or byte-level BPE tokenizer on JSONL text"),
+    "preprocess-data": ("preprocess_data", "JSONL text -> Megatron .bin/.idx"),
+    "split-reference": ("split_reference", "split a corpus at random into a reference part and a pool, as views"),
+    "score-corpus": ("score_corpus", "NLL of every sequence under a model (a Megatron program, run it with torchrun)"),
+    "scores": ("scores", "progress and export of a directory of scores"),
+    "difference-sampling": ("difference_sampling", "teacher scores + reference scores -> refined views"),
+    "inspect": ("inspect", "what any artifact holds, where it comes from, and whether it is intact"),
+}
+MEGATRON_PROGRAMS = frozenset({"score-corpus"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `miniplm`; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        return run_tool(argv[0], argv[1:], program=f"miniplm {argv[0]}")
+    parser = argparse.ArgumentParser(prog="miniplm", description="Difference sampling for Megatron (MiniPLM).")
+    width = max(map(len, COMMANDS))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "commands:\n" + "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below; each has its own --help")
+    parser.parse_args(argv)
+    return 0
+
+
+def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Run one command and turn what went wrong into an exit code.
+
+    Returns:
+        0 done, 2 bad input or usage (one line on stderr), 75 interrupted but resumable. A bug raises.
+    """
+    module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[name][0]}")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        if name in MEGATRON_PROGRAMS:
+            module.run(argv)
+            return 0
+        parser = argparse.ArgumentParser(
+            prog=program, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(parser)
+        arguments = parser.parse_args(argv)
+        signal.signal(signal.SIGTERM, _interrupt)
+        return int(module.run(arguments) or 0)
+    except MiniPLMError as error:
+        return report(error)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return EXIT_RESUMABLE
+    except BrokenPipeError:
+        sys.stderr.close()  # `| head` closed the pipe: no traceback, and nothing more to print
+        return 0
+
+
+def report(error: MiniPLMError) -> int:
+    """Print the one line that a user's error deserves; returns its exit code."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

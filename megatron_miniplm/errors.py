@@ -1,0 +1,36 @@
+"""Errors meant for users, and the exit codes that tools end with.
+
+Every message names the place, what was expected, what was found and the remedy. `megatron_miniplm.cli` prints it
+as one line on stderr and ends with `exit_code`; any other exception is a bug of ours and keeps its traceback.
+"""
+
+EXIT_BAD_INPUT = 2
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+
+
+class MiniPLMError(Exception):
+    """Base of everything that a user can cause and mend."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class InputError(MiniPLMError):
+    """A file, flag or value that the user gave cannot be used."""
+
+
+class CorruptArtifactError(MiniPLMError):
+    """An artifact on disk contradicts itself or its manifest."""
+
+
+class FingerprintMismatchError(MiniPLMError):
+    """Two artifacts that must belong together do not."""
+
+
+class UnsupportedMegatronError(MiniPLMError):
+    """The installed Megatron lacks something, or no longer looks as our patches expect."""
+
+
+class Interrupted(MiniPLMError):
+    """The job was told to stop and did so at a safe place; the same command continues it."""
+
+    exit_code = EXIT_RESUMABLE

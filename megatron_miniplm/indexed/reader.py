@@ -1,0 +1,130 @@
+"""A memory-mapped reader that refuses what Megatron's own would read as garbage."""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file, digest_file_samples, digest_values
+from megatron_miniplm.errors import CorruptArtifactError, InputError
+from megatron_miniplm.indexed.layout import (
+    HEADER,
+    LENGTH_DTYPE,
+    MAGIC,
+    POINTER_DTYPE,
+    TOKEN_DTYPES,
+    VERSION,
+    IndexHeader,
+    bin_path,
+    idx_path,
+)
+
+_CHECK_CHUNK = 1 << 22  # sequences looked at together; bounds the memory of the checks
+
+
+class IndexedCorpus:
+    """One `<prefix>.bin/.idx`, or a view of one, mapped read-only.
+
+    Attributes:
+        prefix: the path without extension.
+        token_dtype: dtype of the tokens in the `.bin`.
+        lengths_N: tokens of each sequence, int32.
+        pointers_N: byte offset of each sequence in the `.bin`, int64.
+        boundaries_D: sequence index at which each document starts, int64, ending with the number of sequences.
+    """
+
+    def __init__(self, prefix: Path, header: IndexHeader) -> None:
+        self.prefix = prefix
+        self.token_dtype = header.token_dtype
+        index_bytes = np.memmap(idx_path(prefix), mode="r")
+        self.lengths_N = np.frombuffer(index_bytes, LENGTH_DTYPE, header.num_sequences, header.lengths_offset)
+        self.pointers_N = np.frombuffer(index_bytes, POINTER_DTYPE, header.num_sequences, header.pointers_offset)
+        self.boundaries_D = np.frombuffer(index_bytes, POINTER_DTYPE, header.num_boundaries, header.boundaries_offset)
+        self.bin_bytes = bin_path(prefix).stat().st_size
+        self._tokens = np.memmap(bin_path(prefix), mode="r") if self.bin_bytes else np.zeros(0, np.uint8)
+
+    @classmethod
+    def open(cls, prefix: Path | str) -> Self:
+        """Open a prefix and check that index and data agree; about 0.1 s per 10 million sequences.
+
+        Raises:
+            InputError: a file is missing.
+            CorruptArtifactError: the header, the sizes or a pointer is wrong.
+        """
+        prefix = Path(prefix)
+        for path in (idx_path(prefix), bin_path(prefix)):
+            if not path.exists():
+                raise InputError(f"{path} does not exist: give the prefix of a .bin/.idx pair, without extension")
+        corpus = cls(prefix, _read_header(idx_path(prefix)))
+        corpus._check_pointers()
+        return corpus
+
+    def __len__(self) -> int:
+        return len(self.lengths_N)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.lengths_N.sum(dtype=np.int64))
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.boundaries_D) - 1
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the `.bin` belongs to another prefix."""
+        return bin_path(self.prefix).is_symlink()
+
+    def sequence(self, index: int) -> np.ndarray:
+        """The tokens of one sequence, a read-only view into the `.bin`."""
+        start = int(self.pointers_N[index])
+        stop = start + int(self.lengths_N[index]) * self.token_dtype.itemsize
+        return self._tokens[start:stop].view(self.token_dtype)
+
+    def fingerprint(self) -> Fingerprint:
+        """Identity by content: every byte of the index, size and samples of the data.
+
+        Two copies of one corpus have one fingerprint wherever they lie; a view's differs from its source's.
+        """
+        return digest_values("indexed", digest_file(idx_path(self.prefix)), digest_file_samples(bin_path(self.prefix)))
+
+    def _check_pointers(self) -> None:
+        """Every sequence lies inside the `.bin`, aligned to the token size, with a length of zero or more."""
+        itemsize = self.token_dtype.itemsize
+        for start in range(0, len(self), _CHECK_CHUNK):
+            lengths = self.lengths_N[start : start + _CHECK_CHUNK].astype(np.int64)
+            pointers = self.pointers_N[start : start + _CHECK_CHUNK]
+            wrong = (lengths < 0) | (pointers < 0) | (pointers % itemsize != 0)
+            wrong |= pointers + lengths * itemsize > self.bin_bytes
+            if wrong.any():
+                first = int(np.argmax(wrong))
+                raise CorruptArtifactError(
+                    f"{idx_path(self.prefix)}: sequence {start + first} has {lengths[first]} tokens of {itemsize} "
+                    f"bytes at byte {pointers[first]}, but {bin_path(self.prefix).name} has {self.bin_bytes} bytes: "
+                    "the .bin is truncated or belongs to another .idx; copy or preprocess it again"
+                )
+
+
+def _read_header(path: Path) -> IndexHeader:
+    size_bytes = path.stat().st_size
+    with open(path, "rb") as stream:
+        head = stream.read(HEADER.size)
+    if len(head) < HEADER.size:
+        raise CorruptArtifactError(f"{path} has {size_bytes} bytes, too few for an index: make it again")
+    magic, version, dtype_code, num_sequences, num_boundaries = HEADER.unpack(head)
+    if magic != MAGIC or version != VERSION:
+        raise CorruptArtifactError(f"{path} is not a Megatron index (magic {magic!r}, version {version})")
+    if dtype_code not in TOKEN_DTYPES:
+        raise CorruptArtifactError(f"{path}: token dtype code {dtype_code} is not one of {sorted(TOKEN_DTYPES)}")
+    header = IndexHeader(
+        token_dtype=TOKEN_DTYPES[dtype_code], num_sequences=num_sequences, num_boundaries=num_boundaries
+    )
+    if header.token_dtype.kind not in "iu":
+        raise CorruptArtifactError(f"{path}: the data type is {header.token_dtype}, tokens must be integers")
+    # Multimodal data sets append one int8 mode a sequence.
+    if size_bytes not in (header.size_bytes, header.size_bytes + num_sequences):
+        raise CorruptArtifactError(
+            f"{path} has {size_bytes} bytes, its header ({num_sequences} sequences, {num_boundaries} document "
+            f"boundaries) asks for {header.size_bytes}: the index is truncated or damaged; make it again"
+        )
+    return header
