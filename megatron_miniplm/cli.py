@@ -74,7 +74,8 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
 
 def report(error: MiniPLMError) -> int:
     """Print the one line that a user's error deserves; returns its exit code."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    if not error.reported_elsewhere:
+        print(f"error: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 
 

@@ -9,9 +9,14 @@ EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
 
 class MiniPLMError(Exception):
-    """Base of everything that a user can cause and mend."""
+    """Base of everything that a user can cause and mend.
+
+    Attributes:
+        reported_elsewhere: set on ranks whose error rank 0 prints.
+    """
 
     exit_code = EXIT_BAD_INPUT
+    reported_elsewhere = False
 
 
 class InputError(MiniPLMError):

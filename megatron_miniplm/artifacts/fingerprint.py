@@ -23,7 +23,7 @@ _NUM_SAMPLES = 64
 Fingerprint = str
 
 
-def hasher() -> "hashlib._Hash":
+def hasher() -> hashlib.blake2b:
     """A fresh incremental digest; `hexdigest()` gives a `Fingerprint` of 32 hex digits."""
     return hashlib.blake2b(digest_size=DIGEST_BYTES)
 

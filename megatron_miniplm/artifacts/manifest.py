@@ -60,14 +60,21 @@ class Manifest:
 
     def write(self, artifact: Path) -> None:
         """Publish the manifest of a directory or prefix, atomically. Write it last: it marks the artifact complete."""
-        write_json(manifest_path(artifact), {**asdict(self), "inputs": [asdict(parent) for parent in self.inputs]})
+        write_json(manifest_path(artifact), asdict(self))
 
 
 def manifest_path(artifact: Path) -> Path:
     """Where the manifest of a directory or of a Megatron prefix lies."""
-    if artifact.is_dir():
-        return artifact / DIRECTORY_MANIFEST
-    return artifact.with_name(artifact.name + PREFIX_MANIFEST_SUFFIX)
+    return artifact / DIRECTORY_MANIFEST if artifact.is_dir() else prefix_manifest_path(artifact)
+
+
+def prefix_manifest_path(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + PREFIX_MANIFEST_SUFFIX)
+
+
+def is_prefix(artifact: Path) -> bool:
+    """Whether a path is a Megatron prefix; `GPTDataset` puts its index cache into a directory of the same name."""
+    return artifact.with_name(artifact.name + ".idx").exists()
 
 
 def load_manifest(artifact: Path) -> Manifest:
@@ -80,7 +87,7 @@ def load_manifest(artifact: Path) -> Manifest:
     path = manifest_path(artifact)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{artifact} has no {path.name}: it is not a finished artifact of megatron-miniplm") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CorruptArtifactError(f"{path} is not valid JSON ({error}): make the artifact again") from None
@@ -92,9 +99,27 @@ def load_manifest(artifact: Path) -> Manifest:
         )
     try:
         parents = tuple(ArtifactInput(**parent) for parent in values.pop("inputs", ()))
-        return Manifest(inputs=parents, **values)
+        manifest = Manifest(inputs=parents, **values)
+        _check_types(manifest)
     except TypeError as error:
         raise CorruptArtifactError(f"{path} is not a manifest ({error}): make the artifact again") from None
+    return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Raise TypeError where a field that others compute with has another type than `Manifest` says."""
+    texts = [manifest.kind, manifest.fingerprint]
+    texts += [text for parent in manifest.inputs for text in (parent.role, parent.path, parent.fingerprint)]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("kind, fingerprint and the fields of inputs must be strings")
+    if not all(isinstance(mapping, dict) for mapping in (manifest.counts, manifest.settings, manifest.versions)):
+        raise TypeError("counts, settings and versions must be objects")
+    if not all(isinstance(count, int) for count in manifest.counts.values()):
+        raise TypeError("counts must be integers")
+    if not isinstance(manifest.files, dict) or not all(
+        isinstance(entry, dict) and entry.keys() >= {"bytes", "blake2b"} for entry in manifest.files.values()
+    ):
+        raise TypeError("every entry of files must have bytes and blake2b")
 
 
 def input_of(role: str, parent: Path, fingerprint: Fingerprint, *, relative_to: Path) -> ArtifactInput:

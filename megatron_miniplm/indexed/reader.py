@@ -53,10 +53,15 @@ class IndexedCorpus:
         """
         prefix = Path(prefix)
         for path in (idx_path(prefix), bin_path(prefix)):
-            if not path.exists():
+            if path.is_symlink() and not path.exists():
+                raise InputError(
+                    f"{path} links to {path.readlink()}, which is not there: restore the data of this view"
+                )
+            if not path.is_file():
                 raise InputError(f"{path} does not exist: give the prefix of a .bin/.idx pair, without extension")
         corpus = cls(prefix, _read_header(idx_path(prefix)))
         corpus._check_pointers()
+        corpus._check_boundaries()
         return corpus
 
     def __len__(self) -> int:
@@ -84,7 +89,8 @@ class IndexedCorpus:
     def fingerprint(self) -> Fingerprint:
         """Identity by content: every byte of the index, size and samples of the data.
 
-        Two copies of one corpus have one fingerprint wherever they lie; a view's differs from its source's.
+        Two copies of one corpus have one fingerprint wherever they lie; a view's differs from its source's unless it
+        has the same index.
         """
         return digest_values("indexed", digest_file(idx_path(self.prefix)), digest_file_samples(bin_path(self.prefix)))
 
@@ -95,13 +101,31 @@ class IndexedCorpus:
             lengths = self.lengths_N[start : start + _CHECK_CHUNK].astype(np.int64)
             pointers = self.pointers_N[start : start + _CHECK_CHUNK]
             wrong = (lengths < 0) | (pointers < 0) | (pointers % itemsize != 0)
-            wrong |= pointers + lengths * itemsize > self.bin_bytes
+            wrong |= pointers > self.bin_bytes - lengths * itemsize  # the sum could overflow
             if wrong.any():
                 first = int(np.argmax(wrong))
                 raise CorruptArtifactError(
                     f"{idx_path(self.prefix)}: sequence {start + first} has {lengths[first]} tokens of {itemsize} "
                     f"bytes at byte {pointers[first]}, but {bin_path(self.prefix).name} has {self.bin_bytes} bytes: "
                     "the .bin is truncated or belongs to another .idx; copy or preprocess it again"
+                )
+
+    def _check_boundaries(self) -> None:
+        """Documents start at 0, never go back, and end at the number of sequences; an empty document is allowed."""
+        boundaries = self.boundaries_D
+        if boundaries[0] != 0 or boundaries[-1] != len(self):
+            raise CorruptArtifactError(
+                f"{idx_path(self.prefix)}: the document boundaries run from {boundaries[0]} to {boundaries[-1]}, "
+                f"expected 0 to {len(self)}: the index is damaged, or its writer left a document open; make it again"
+            )
+        for start in range(0, len(boundaries), _CHECK_CHUNK):
+            chunk = boundaries[start : start + _CHECK_CHUNK + 1]
+            backwards = chunk[1:] < chunk[:-1]
+            if backwards.any():
+                first = start + int(np.argmax(backwards))
+                raise CorruptArtifactError(
+                    f"{idx_path(self.prefix)}: document {first} starts at sequence {boundaries[first]} and ends before "
+                    f"it, at {boundaries[first + 1]}: the index is damaged; make it again"
                 )
 
 
@@ -121,6 +145,8 @@ def _read_header(path: Path) -> IndexHeader:
     )
     if header.token_dtype.kind not in "iu":
         raise CorruptArtifactError(f"{path}: the data type is {header.token_dtype}, tokens must be integers")
+    if num_boundaries == 0:
+        raise CorruptArtifactError(f"{path} has no document boundaries, expected at least one: make it again")
     # Multimodal data sets append one int8 mode a sequence.
     if size_bytes not in (header.size_bytes, header.size_bytes + num_sequences):
         raise CorruptArtifactError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, digest_array, digest_values
 from megatron_miniplm.artifacts.manifest import Manifest, input_of
 from megatron_miniplm.indexed.layout import bin_path
@@ -23,11 +24,11 @@ def write_view(
     """Write a view of the given sequences, in the given order; an index may repeat.
 
     The name is `<source name>_<label>-<digest>`: Megatron keys its index caches by path, so a view with other content
-    must have another name. A view is never overwritten: the same content gives the same name and is left as it is.
+    must have another name. The same content gives the same name and the same bytes.
 
     Args:
         source: the corpus, or itself a view.
-        sequences_K: indices into `source`, any integer dtype.
+        sequences_K: indices into `source`, any integer dtype, each in [0, len(source)).
         directory: where the view goes; the `.bin` becomes a relative symlink to the original data.
         label: what the view is, such as `refined`.
         settings: recorded in the manifest; part of the name's digest only through the content they produce.
@@ -35,8 +36,9 @@ def write_view(
     Returns:
         The prefix of the view.
     """
+    sequences_K = sequences_K.astype("<i8")  # unsigned differences would wrap
     source_fingerprint = source.fingerprint()
-    content = digest_values("view", source_fingerprint, digest_array(sequences_K.astype("<i8")))
+    content = digest_values("view", source_fingerprint, digest_array(sequences_K))
     prefix = directory / f"{source.prefix.name}_{label}-{content[:SHORT_HEX]}"
     directory.mkdir(parents=True, exist_ok=True)
     _link_data(source, prefix)
@@ -71,7 +73,7 @@ def _link_data(source: IndexedCorpus, prefix: Path) -> None:
     link = bin_path(prefix)
     if link.is_symlink() and os.readlink(link) == target:
         return
-    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    temporary = link.with_name(f".{link.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     temporary.unlink(missing_ok=True)
     os.symlink(target, temporary)
     os.replace(temporary, link)

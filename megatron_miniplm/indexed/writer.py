@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -10,6 +11,7 @@ import numpy as np
 
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, atomic_output, publish
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, hasher
+from megatron_miniplm.artifacts.manifest import prefix_manifest_path
 from megatron_miniplm.indexed.layout import LENGTH_DTYPE, POINTER_DTYPE, IndexHeader, bin_path, idx_path
 
 _INDEX_CHUNK = 1 << 20  # sequences whose pointers are computed together
@@ -52,7 +54,7 @@ class IndexedWriter:
         self.num_tokens += len(tokens_T)
 
     def close(self) -> dict[str, dict[str, int | Fingerprint]]:
-        """Publish the pair, the `.idx` last: a prefix exists once its index does.
+        """Publish the pair, the `.idx` last: a prefix exists once its index does. An older pair is replaced.
 
         Returns:
             The manifest's `files` entries of both.
@@ -62,6 +64,9 @@ class IndexedWriter:
             os.fsync(stream.fileno())
             stream.close()
         bin_bytes = self._temporary_bin.stat().st_size
+        # Where an older pair is replaced, a crash must not leave its index or manifest beside the new data.
+        for stale in (prefix_manifest_path(self.prefix), idx_path(self.prefix)):
+            stale.unlink(missing_ok=True)
         publish(self._temporary_bin, bin_path(self.prefix))
         index = write_index(
             self.prefix,
@@ -120,7 +125,7 @@ def write_index(
     return {path.name: {"bytes": header.size_bytes, "blake2b": digest.hexdigest()}}
 
 
-def _write(stream: IO[bytes], digest: "hashlib._Hash", part: np.ndarray) -> None:  # noqa: F821
+def _write(stream: IO[bytes], digest: blake2b, part: np.ndarray) -> None:
     data = np.ascontiguousarray(part).data
     stream.write(data)
     digest.update(data)

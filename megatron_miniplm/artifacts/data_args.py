@@ -1,0 +1,49 @@
+"""`data_args.txt`: the blend that Megatron's `--data-args-path` reads, and our list of a directory's prefixes.
+
+One line a prefix, `<weight> <prefix>`; the weight is the number of tokens, so that a blend draws each prefix in
+proportion. Paths are absolute, because Megatron resolves them against the working directory of the training job.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_miniplm.artifacts.atomic import write_text
+from megatron_miniplm.artifacts.manifest import is_prefix
+from megatron_miniplm.errors import CorruptArtifactError, InputError
+
+DATA_ARGS = "data_args.txt"
+
+
+def write_data_args(directory: Path, weighted_prefixes: Sequence[tuple[int, Path]]) -> Path:
+    """Write the blend of a directory's prefixes; one without tokens is left out, Megatron refuses a weight of 0."""
+    path = directory / DATA_ARGS
+    # `absolute`, not `resolve`: a user's symlinked data directory stays what the user called it.
+    lines = [f"{num_tokens} {prefix.absolute()}\n" for num_tokens, prefix in weighted_prefixes if num_tokens > 0]
+    write_text(path, "".join(lines))
+    return path
+
+
+def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:
+    """Prefixes as given; a directory with a `data_args.txt` stands for the prefixes in it.
+
+    Raises:
+        InputError: a directory has no `data_args.txt`, or a prefix stands twice.
+        CorruptArtifactError: a `data_args.txt` is not a list of weights and prefixes.
+    """
+    prefixes: list[Path] = []
+    for path in map(Path, paths):
+        prefixes += [path] if is_prefix(path) or not path.is_dir() else _prefixes_of_directory(path)
+    twice = sorted({str(prefix) for prefix in prefixes if prefixes.count(prefix) > 1})
+    if twice:
+        raise InputError(f"{twice[0]} stands twice in the corpus: give each prefix once")
+    return prefixes
+
+
+def _prefixes_of_directory(directory: Path) -> list[Path]:
+    path = directory / DATA_ARGS
+    if not path.exists():
+        raise InputError(f"{directory} is a directory without {DATA_ARGS}: give prefixes, or a split or selection")
+    words = path.read_text(encoding="utf-8").split()
+    if len(words) % 2 or not all(weight.replace(".", "", 1).isdigit() for weight in words[::2]):
+        raise CorruptArtifactError(f"{path} must hold pairs of a weight and a prefix: make the directory again")
+    return [Path(prefix) for prefix in words[1::2]]

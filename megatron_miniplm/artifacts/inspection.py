@@ -1,0 +1,217 @@
+"""What an artifact on disk holds, and every way in which it can contradict itself.
+
+Indices and data are read in chunks, so memory does not grow with the corpus. Unlike the rest of this package it stands
+above `indexed`, which is why `artifacts/__init__.py` does not import it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file
+from megatron_miniplm.artifacts.lineage import parent_path, relative_to_cwd
+from megatron_miniplm.artifacts.manifest import Manifest, load_manifest, manifest_path, verify_files
+from megatron_miniplm.errors import MiniPLMError
+from megatron_miniplm.indexed.layout import bin_path, idx_path
+from megatron_miniplm.indexed.reader import IndexedCorpus
+
+_SEQUENCE_CHUNK = 1 << 22
+_TOKEN_CHUNK = 1 << 22
+_QUANTILES = {"min": 0.0, "1%": 0.01, "25%": 0.25, "50%": 0.5, "75%": 0.75, "99%": 0.99, "max": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixSummary:
+    """What one Megatron prefix holds.
+
+    Attributes:
+        path: the prefix.
+        kind: the manifest's; without one, `corpus` or `view` by whether the `.bin` is a link.
+        token_dtype: NumPy name of the token dtype.
+        num_empty_sequences: sequences without a token.
+        length_quantiles_tokens: `min`, `1%`, ... `max`, each the length of an actual sequence; empty without sequences.
+        data_path: the `.bin`; for a view, the file that its link leads to.
+        fingerprint: computed from the files, not read from the manifest.
+    """
+
+    path: str
+    kind: str
+    token_dtype: str
+    num_sequences: int
+    num_documents: int
+    num_tokens: int
+    bin_bytes: int
+    idx_bytes: int
+    num_empty_sequences: int
+    length_quantiles_tokens: dict[str, int]
+    mean_length_tokens: float
+    is_view: bool
+    data_path: str
+    fingerprint: Fingerprint
+
+
+def is_prefix(path: Path) -> bool:
+    return bool(path.name) and idx_path(path).is_file()
+
+
+def find_prefixes(directory: Path) -> list[Path]:
+    """The Megatron prefixes that lie in a directory, by name."""
+    return sorted(path.with_suffix("") for path in directory.glob("*.idx"))
+
+
+def summarize_prefix(prefix: Path) -> PrefixSummary:
+    """Open a prefix and describe it, with or without a manifest.
+
+    Raises:
+        MiniPLMError: whatever `IndexedCorpus.open` and `load_manifest` refuse.
+    """
+    corpus = IndexedCorpus.open(prefix)
+    num_tokens = corpus.num_tokens
+    data = bin_path(prefix)
+    return PrefixSummary(
+        path=str(prefix),
+        kind=load_manifest(prefix).kind if manifest_path(prefix).exists() else ("view" if corpus.is_view else "corpus"),
+        token_dtype=corpus.token_dtype.name,
+        num_sequences=len(corpus),
+        num_documents=corpus.num_documents,
+        num_tokens=num_tokens,
+        bin_bytes=corpus.bin_bytes,
+        idx_bytes=idx_path(prefix).stat().st_size,
+        num_empty_sequences=sum(int((lengths == 0).sum()) for lengths in _chunks(corpus.lengths_N)),
+        length_quantiles_tokens=length_quantiles(corpus.lengths_N),
+        mean_length_tokens=num_tokens / max(1, len(corpus)),
+        is_view=corpus.is_view,
+        data_path=str(relative_to_cwd(data.resolve() if corpus.is_view else data)),
+        fingerprint=corpus.fingerprint(),
+    )
+
+
+def length_quantiles(lengths_N: np.ndarray) -> dict[str, int]:
+    """Exact quantiles of non-negative int32 lengths, each the lower of its two neighbours in sorted order.
+
+    A radix selection: one pass counts the upper 16 bits of every length, one pass for each upper half that holds a
+    quantile (nearly always 0 alone) counts the lower 16. Nothing is sorted or copied.
+    """
+    if len(lengths_N) == 0:
+        return {}
+    upper_counts = _count_16_bits(lengths >> 16 for lengths in _chunks(lengths_N))
+    num_below_upper = np.cumsum(upper_counts)
+    num_below_lower: dict[int, np.ndarray] = {}
+    quantiles = {}
+    for name, fraction in _QUANTILES.items():
+        rank = int(fraction * (len(lengths_N) - 1))
+        upper = int(np.searchsorted(num_below_upper, rank, side="right"))
+        if upper not in num_below_lower:
+            counts = _count_16_bits(lengths[lengths >> 16 == upper] & 0xFFFF for lengths in _chunks(lengths_N))
+            num_below_lower[upper] = num_below_upper[upper] - upper_counts[upper] + np.cumsum(counts)
+        quantiles[name] = (upper << 16) + int(np.searchsorted(num_below_lower[upper], rank, side="right"))
+    return quantiles
+
+
+def find_faults(artifact: Path) -> list[str]:
+    """Every contradiction of a prefix, or of a directory and the prefixes in it; one message each.
+
+    Reads every byte of the artifact's files, of the raw text it was made from if that is still here, and of the data
+    that a view points to where its tokens are signed.
+    """
+    if is_prefix(artifact):
+        faults = _corpus_faults(artifact)
+    else:
+        faults = [fault for prefix in find_prefixes(artifact) for fault in find_faults(prefix)]
+    if manifest_path(artifact).exists():
+        try:
+            manifest = load_manifest(artifact)
+        except MiniPLMError as error:
+            return [*faults, str(error)]
+        faults += [*verify_files(artifact, manifest), *_parent_faults(artifact, manifest)]
+    return list(dict.fromkeys(faults))  # a directory's manifest may list files that a prefix's lists too
+
+
+def _corpus_faults(prefix: Path) -> list[str]:
+    try:
+        corpus = IndexedCorpus.open(prefix)
+    except MiniPLMError as error:
+        return [str(error)]
+    return [*_surplus_faults(corpus), *_token_faults(corpus), *_fingerprint_faults(corpus)]
+
+
+def _surplus_faults(corpus: IndexedCorpus) -> Iterator[str]:
+    """A corpus owns all of its data; a view selects from it."""
+    stop_bytes = 0
+    for start in range(0, len(corpus), _SEQUENCE_CHUNK):
+        lengths = corpus.lengths_N[start : start + _SEQUENCE_CHUNK].astype(np.int64)
+        stops = corpus.pointers_N[start : start + _SEQUENCE_CHUNK] + lengths * corpus.token_dtype.itemsize
+        stop_bytes = max(stop_bytes, int(stops.max()))
+    if not corpus.is_view and stop_bytes < corpus.bin_bytes:
+        yield (
+            f"{bin_path(corpus.prefix)} has {corpus.bin_bytes} bytes, the last sequence of its index ends at "
+            f"{stop_bytes}: the .idx belongs to a shorter .bin; copy or preprocess the pair again"
+        )
+
+
+def _token_faults(corpus: IndexedCorpus) -> Iterator[str]:
+    if corpus.token_dtype.kind == "u":
+        return
+    position_tokens = 0
+    with open(bin_path(corpus.prefix), "rb") as stream:
+        while len(tokens := np.fromfile(stream, corpus.token_dtype, _TOKEN_CHUNK)):
+            negative = tokens < 0
+            if negative.any():
+                first = int(np.argmax(negative))
+                yield (
+                    f"{bin_path(corpus.prefix)} has token {tokens[first]} at byte "
+                    f"{(position_tokens + first) * corpus.token_dtype.itemsize}, expected no negative ones: "
+                    "the data is damaged; copy or preprocess it again"
+                )
+                return
+            position_tokens += len(tokens)
+
+
+def _fingerprint_faults(corpus: IndexedCorpus) -> Iterator[str]:
+    if not manifest_path(corpus.prefix).exists():
+        return
+    try:
+        recorded = load_manifest(corpus.prefix).fingerprint
+    except MiniPLMError:
+        return  # `find_faults` reports the manifest itself
+    found = corpus.fingerprint()
+    if found != recorded:
+        yield f"{corpus.prefix} has fingerprint {found}, its manifest says {recorded}: its files are not those written"
+
+
+def _parent_faults(artifact: Path, manifest: Manifest) -> Iterator[str]:
+    for parent in manifest.inputs:
+        path = parent_path(artifact, parent)
+        try:
+            found = _current_fingerprint(path, parent.role)
+        except MiniPLMError as error:
+            yield f"{artifact}: its {parent.role} cannot be read: {error}"
+            continue
+        if found not in (None, parent.fingerprint):
+            yield (
+                f"{artifact} was made from {parent.role} {path} with fingerprint {parent.fingerprint}, which is now "
+                f"{found}: make it again, or restore what it was made from"
+            )
+
+
+def _current_fingerprint(path: Path, role: str) -> Fingerprint | None:
+    """From the files for a prefix or raw text, else from the manifest; None for what has none or is not here."""
+    if is_prefix(path):
+        return IndexedCorpus.open(path).fingerprint()
+    if role == "text" and path.is_file():
+        return digest_file(path)
+    return load_manifest(path).fingerprint if manifest_path(path).exists() else None
+
+
+def _chunks(array_N: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(array_N), _SEQUENCE_CHUNK):
+        yield array_N[start : start + _SEQUENCE_CHUNK]
+
+
+def _count_16_bits(chunks: Iterator[np.ndarray]) -> np.ndarray:
+    counts = np.zeros(1 << 16, np.int64)
+    for chunk in chunks:
+        counts += np.bincount(chunk, minlength=1 << 16)
+    return counts

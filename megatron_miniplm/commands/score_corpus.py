@@ -1,0 +1,64 @@
+"""Score every sequence of a Megatron corpus with a model: NLL sum and token count, in resumable blocks.
+
+A Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x DP.
+
+    torchrun --nproc-per-node 8 tools/score_corpus.py --load CKPT --use-checkpoint-args \\
+        --tensor-model-parallel-size 4 --seq-length 1024 --micro-batch-size 8 \\
+        --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
+        --miniplm-corpus data/pile_text_document --miniplm-scores scores/teacher
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from megatron_miniplm.artifacts.data_args import expand_prefixes
+from megatron_miniplm.errors import InputError
+
+#: Flags that Megatron's parser insists on and that mean nothing to scoring.
+UNUSED_BUT_REQUIRED = {"train_iters": 1, "lr": 1e-4, "eval_iters": 0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Our argument group beside Megatron's."""
+    group = parser.add_argument_group(title="miniplm scoring")
+    group.add_argument(
+        "--miniplm-corpus", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories of views"
+    )
+    group.add_argument("--miniplm-scores", required=True, metavar="DIR", help="where the scores go; resumed if started")
+    group.add_argument(
+        "--miniplm-block-sequences",
+        type=int,
+        default=4096,
+        help="sequences of a block, the unit of work, of resuming and of files",
+    )
+    group.add_argument(
+        "--miniplm-window-overlap",
+        type=int,
+        default=None,
+        metavar="TOKENS",
+        help="context repeated between the windows of a sequence longer than --seq-length; default: a quarter of it",
+    )
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse Megatron's flags and score."""
+    from megatron_miniplm.mcore import program
+
+    sys.argv[1:] = argv
+    program.prepare()
+    args = program.parse(add_arguments, defaults=UNUSED_BUT_REQUIRED)
+    if args.miniplm_window_overlap is None:
+        args.miniplm_window_overlap = args.seq_length // 4
+    if args.miniplm_block_sequences < 1:
+        raise InputError(f"--miniplm-block-sequences {args.miniplm_block_sequences} must be at least 1")
+    prefixes = expand_prefixes(args.miniplm_corpus)
+    program.initialize()
+    try:
+        from megatron_miniplm.scoring.engine import score_corpus
+
+        score_corpus(args, prefixes)
+    finally:
+        program.shut_down()

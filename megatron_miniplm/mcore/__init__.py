@@ -1,0 +1,13 @@
+"""The seam: everything that depends on which Megatron is installed, and on whether there is a GPU.
+
+| module | answers |
+|---|---|
+| `versions` | is this Megatron one that we support |
+| `cpu_emulation` | unmodified Megatron on a machine without a GPU: every patch, with the line that needs it |
+| `cpu_flags` | the Megatron flags that a CPU run needs |
+| `program` | start of every Megatron program of ours: device, flags, process groups, errors to exit codes |
+| `models` | build and load a model through Megatron's builders |
+| `doctor` | what is installed and what each absence costs |
+
+Stages outside this package name no Megatron version and patch nothing.
+"""

@@ -1,0 +1,186 @@
+"""Build and load models through Megatron's own builders, for training and for scoring."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples, digest_values
+from megatron_miniplm.errors import InputError
+from megatron_miniplm.mcore.program import megatron_errors
+
+#: What decides a decoder's function beside its weights. A checkpoint and the flags must agree on each; several of them
+#: (rotary base, activation, epsilon) shape no tensor, so that a mismatch would load without a word and score wrongly.
+ARCHITECTURE = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "group_query_attention",
+    "num_query_groups",
+    "kv_channels",
+    "position_embedding_type",
+    "rotary_base",
+    "rotary_percent",
+    "rotary_interleaved",
+    "use_rope_scaling",
+    "normalization",
+    "norm_epsilon",
+    "apply_layernorm_1p",
+    "qk_layernorm",
+    "swiglu",
+    "squared_relu",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "untie_embeddings_and_output_weights",
+    "apply_query_key_layer_scaling",
+    "num_experts",
+    "moe_router_topk",
+    "hybrid_layer_pattern",
+    "padded_vocab_size",
+)
+
+
+def model_provider(
+    pre_process: bool = True,
+    post_process: bool = True,
+    vp_stage: int | None = None,
+    config: Any = None,
+    pg_collection: Any = None,
+) -> Any:
+    """Megatron's `model_provider`: one pipeline stage of the model that the flags describe.
+
+    0.19 builds GPT and hybrid models from config objects (`megatron.training.models`); the 0.18 wheel has no GPT builder,
+    so there the same layer specs are put together here.
+    """
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training import argument_utils, get_args
+
+    args = get_args()
+    groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups()
+    if getattr(args, "hybrid_layer_pattern", None):
+        model_config = argument_utils.hybrid_config_from_args(args, config)
+    elif hasattr(argument_utils, "gpt_config_from_args"):
+        model_config = argument_utils.gpt_config_from_args(args, config)
+    else:
+        return _build_gpt_without_builder(args, config, pre_process, post_process, vp_stage, groups)
+    builder = model_config.get_builder_cls()(model_config)
+    return builder.build_model(groups, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage)
+
+
+def _build_gpt_without_builder(
+    args: argparse.Namespace, config: Any, pre_process: bool, post_process: bool, vp_stage: int | None, groups: Any
+) -> Any:
+    """GPTModel for megatron-core 0.18, as that release's `gpt_builders.py` (not in the wheel) makes it."""
+    from megatron.core.models.gpt import GPTModel, gpt_layer_specs
+    from megatron.training.arguments import core_transformer_config_from_args
+
+    config = config or core_transformer_config_from_args(args)
+    use_te = args.transformer_impl == "transformer_engine"
+    if args.num_experts:
+        spec = gpt_layer_specs.get_gpt_decoder_block_spec(
+            config, use_transformer_engine=use_te, normalization=args.normalization, vp_stage=vp_stage
+        )
+    elif use_te:
+        spec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=args.qk_layernorm)
+    else:
+        spec = gpt_layer_specs.get_gpt_layer_local_spec(
+            qk_layernorm=args.qk_layernorm, normalization=args.normalization
+        )
+    return GPTModel(
+        config=config,
+        transformer_layer_spec=spec,
+        vocab_size=args.padded_vocab_size,
+        max_sequence_length=args.max_position_embeddings,
+        pre_process=pre_process,
+        post_process=post_process,
+        fp16_lm_cross_entropy=args.fp16_lm_cross_entropy,
+        parallel_output=True,
+        share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+        position_embedding_type=args.position_embedding_type,
+        rotary_percent=args.rotary_percent,
+        rotary_base=args.rotary_base,
+        rope_scaling=args.use_rope_scaling,
+        vp_stage=vp_stage,
+        pg_collection=groups,
+    )
+
+
+def load_for_scoring(args: argparse.Namespace) -> list[Any]:
+    """Build the model that the flags describe and load `--load` into it, resharded to this TP x PP layout.
+
+    Returns:
+        The model chunks of this rank (several only with virtual pipeline stages), in evaluation mode.
+
+    Raises:
+        InputError: there is no checkpoint, or it does not fit the flags.
+    """
+    from megatron.training import get_model
+    from megatron.training.checkpointing import load_checkpoint
+
+    check_architecture(args, checkpoint_directory(args.load))
+    args.no_load_optim = args.no_load_rng = True
+    args.exit_on_missing_checkpoint = True
+    chunks = get_model(model_provider, wrap_with_ddp=False)
+    with megatron_errors(f"the checkpoint {args.load} with these flags (--use-checkpoint-args takes its own)"):
+        load_checkpoint(chunks, None, None)
+    for chunk in chunks:
+        chunk.eval()
+    return chunks
+
+
+def checkpoint_directory(load: str | None) -> Path:
+    """The directory of the iteration that `--load` would read, such as `CKPT/iter_0000500`.
+
+    Raises:
+        InputError: no checkpoint there.
+    """
+    if load is None:
+        raise InputError("--load is missing: give the directory of a Megatron checkpoint")
+    tracker = Path(load) / "latest_checkpointed_iteration.txt"
+    try:
+        iteration = tracker.read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{load} is not a Megatron checkpoint: it has no {tracker.name}") from None
+    directory = Path(load) / ("release" if iteration == "release" else f"iter_{int(iteration):07d}")
+    if not directory.is_dir():
+        raise InputError(f"{tracker} names iteration {iteration}, but {directory} does not exist")
+    return directory
+
+
+def check_architecture(args: argparse.Namespace, directory: Path) -> None:
+    """Compare the flags with those that the checkpoint was trained with.
+
+    Raises:
+        InputError: they differ; the message names each flag with both values.
+    """
+    from megatron.core import dist_checkpointing
+
+    if not dist_checkpointing.check_is_distributed_checkpoint(str(directory)):
+        return  # the legacy `torch` format: its loader compares shapes itself
+    trained = dist_checkpointing.load_common_state_dict(str(directory)).get("args")
+    if trained is None:
+        return
+    missing = object()
+    differences = [
+        f"{name} is {theirs} there and {getattr(args, name)} here"
+        for name in ARCHITECTURE
+        if (theirs := getattr(trained, name, missing)) is not missing
+        and theirs != getattr(args, name, missing)
+        and not (name == "num_query_groups" and not args.group_query_attention)
+    ]
+    if differences:
+        raise InputError(
+            f"the checkpoint {directory} does not fit the flags: {'; '.join(differences)}: "
+            "mend the flags, or give --use-checkpoint-args"
+        )
+
+
+def architecture(args: argparse.Namespace) -> dict[str, Any]:
+    """The architecture part of a model's identity, JSON-serialisable."""
+    return {name: getattr(args, name, None) for name in ARCHITECTURE}
+
+
+def weights_fingerprint(directory: Path) -> Fingerprint:
+    """Identity of a checkpoint by the names, sizes and samples of its files; another training step gives another."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return digest_values([(str(path.relative_to(directory)), digest_file_samples(path)) for path in files])

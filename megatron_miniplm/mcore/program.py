@@ -1,0 +1,173 @@
+"""How every Megatron program of ours starts: device, flags, process groups, and errors that a user can read.
+
+    import megatron_miniplm.mcore.program as program
+    program.prepare()                       # at import: spawned children (asynchronous saves) need it too
+    args = program.parse(add_our_flags)     # Megatron's own parser with one more argument group
+    program.initialize()                    # megatron.training.initialize_megatron
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import socket
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from megatron_miniplm.errors import InputError, MiniPLMError
+from megatron_miniplm.mcore.cpu_flags import with_cpu_flags
+from megatron_miniplm.mcore.versions import find_megatron
+
+AddArguments = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
+
+
+def prepare() -> None:
+    """Check the Megatron, choose the device, and mend what the wheel lacks. Call it before importing Megatron.
+
+    Raises:
+        UnsupportedMegatronError: Megatron is missing, or not one that this release knows.
+    """
+    find_megatron().require()
+    if int(os.environ.get("RANK", "0")) != 0:
+        warnings.simplefilter("ignore")  # rank 0 says it once
+    # Advice to write another entry point; ours serves 0.18 too, which has no GPT config object.
+    warnings.filterwarnings("ignore", message=r"\s*It is recommended to use a ModelConfig")
+    from megatron_miniplm.mcore import cpu_emulation
+
+    if cpu_emulation.wanted():
+        # Megatron's jit_fuser is torch.compile; compiling for the CPU takes longer than a small run.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        # training/arguments.py:1437 asserts it with TP > 1, whatever the device.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        # Megatron says in ten places that kernels for GPUs are missing; `parse` says it once.
+        warnings.filterwarnings("ignore", message="Transformer Engine and Apex|Apex is not|Only transformer-engine")
+        _share_cores()
+        cpu_emulation.activate()
+    _skip_helper_compilation()
+
+
+def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | None = None) -> argparse.Namespace:
+    """Megatron's `parse_and_validate_args` on `sys.argv`, with our flags as one more argument group.
+
+    On the CPU the flags that Megatron needs there are added unless given, and printed once.
+
+    Args:
+        add_arguments: Megatron's `extra_args_provider`.
+        defaults: values for flags that are None after parsing (Megatron's `args_defaults`).
+
+    Raises:
+        InputError: Megatron refused the flags; the message holds its reason.
+    """
+    from megatron.training.arguments import parse_and_validate_args
+
+    from megatron_miniplm.mcore import cpu_emulation
+
+    if cpu_emulation.is_active():
+        sys.argv[1:], added = with_cpu_flags(sys.argv[1:])
+        say_once("no GPU in use: Megatron runs on the CPU (gloo), with these flags added: " + " ".join(added))
+
+    def extended(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        parser.formatter_class = _PlainHelp
+        return add_arguments(parser) if add_arguments else parser
+
+    # `--eval-interval` has no default, and the training loop divides by it.
+    given = {argument.split("=", 1)[0] for argument in sys.argv[1:]}
+    defaults = {"eval_interval": 1000, **(defaults or {})}
+    # Megatron warns about a default that the user overrides.
+    unset = {name: value for name, value in defaults.items() if f"--{name.replace('_', '-')}" not in given}
+    with megatron_errors("these flags"):
+        return parse_and_validate_args(extra_args_provider=extended, args_defaults=unset)
+
+
+def initialize() -> None:
+    """Process groups, seeds and timers by `initialize_megatron`; a single process needs no torchrun."""
+    from megatron.training.initialize import initialize_megatron
+
+    ensure_rendezvous()
+    initialize_megatron()
+
+
+def shut_down() -> None:
+    """Leave the process groups, so that torch does not complain at exit."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def ensure_rendezvous() -> None:
+    """Let a program that was started as plain `python` be its own world of one."""
+    if "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def megatron_errors(what: str) -> Iterator[None]:
+    """Turn Megatron's assertions about the user's input into one line that quotes them."""
+    try:
+        yield
+    except MiniPLMError:
+        raise
+    except (AssertionError, ValueError, RuntimeError, OSError) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(str(error).split()) or f"{frame.line} does not hold"
+        raise InputError(f"Megatron refuses {what}: {reason} ({os.path.basename(frame.filename)}:{frame.lineno})") from error
+
+
+def on_rank_zero(check: Callable[[], Any]) -> Any:
+    """Run `check` on rank 0 only and give its result to all: one process reads, a thousand do not.
+
+    A `MiniPLMError` of rank 0 is raised on every rank, and marked so that only rank 0 prints it.
+    """
+    import torch.distributed
+
+    outcome: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            outcome[0] = check()
+        except MiniPLMError as error:
+            outcome[1] = error
+    torch.distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        outcome[1].reported_elsewhere = torch.distributed.get_rank() != 0
+        raise outcome[1]
+    return outcome[0]
+
+
+def say_once(line: str) -> None:
+    """Print on the first rank only; works before process groups exist."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(line, flush=True)
+
+
+def _share_cores() -> None:
+    """Give each process of this machine its share of the cores, unless OMP_NUM_THREADS says otherwise."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+def _skip_helper_compilation() -> None:
+    """`initialize_megatron` runs `make` in core/datasets, whose Makefile the 0.19 wheel lacks; its product is there."""
+    from megatron.core.datasets import utils
+
+    if importlib.util.find_spec("megatron.core.datasets.helpers_cpp") is not None:
+        utils.compile_helpers = lambda: None
+
+
+class _PlainHelp(argparse.HelpFormatter):
+    """Prints Megatron's help texts that hold a bare `%` (argparse would raise) as they are."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        try:
+            return super()._expand_help(action)
+        except (ValueError, TypeError, KeyError):
+            return action.help or ""

@@ -1,0 +1,88 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from megatron_miniplm.artifacts import atomic_output, write_array, write_json, write_text
+
+
+def names(directory):
+    return [path.name for path in directory.iterdir()]
+
+
+def test_content_appears_at_the_end_of_the_block(tmp_path):
+    path = tmp_path / "new" / "file"
+    with atomic_output(path) as stream:
+        stream.write(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    assert names(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_content_and_no_temporary(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(error), atomic_output(path) as stream:
+        stream.write(b"half")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+WRITE_HALF_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from megatron_miniplm.artifacts import atomic_output
+with atomic_output(Path(sys.argv[1])) as stream:
+    stream.write(b"half")
+    stream.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_kill_in_mid_write_leaves_the_target_untouched(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with subprocess.Popen([sys.executable, "-c", WRITE_HALF_AND_WAIT, path], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"writing\n"
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    assert sorted(names(tmp_path)) == [f".file.{process.pid}.tmp", "file"]
+    write_text(path, "new")  # the leftover is in nobody's way
+    assert path.read_bytes() == b"new"
+
+
+def test_two_writers_each_leave_a_whole_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    with atomic_output(path) as first:
+        first.write(b"first")
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with atomic_output(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+
+
+def test_json_keeps_order_and_characters(tmp_path):
+    write_json(tmp_path / "file", {"b": "é", "a": [1]})
+    assert (tmp_path / "file").read_text(encoding="utf-8") == '{\n  "b": "é",\n  "a": [\n    1\n  ]\n}\n'
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "file", json.loads("NaN"))
+    assert names(tmp_path) == []
+
+
+def test_array_round_trip_in_npy_1_0(tmp_path):
+    array = np.arange(6, dtype="<f4").reshape(2, 3).T
+    write_array(tmp_path / "file.npy", array)
+    assert np.array_equal(np.load(tmp_path / "file.npy"), array)
+    assert (tmp_path / "file.npy").read_bytes().startswith(b"\x93NUMPY\x01\x00")

@@ -1,0 +1,109 @@
+import json
+
+import pytest
+
+from megatron_miniplm.artifacts import ArtifactInput, Manifest, load_manifest, manifest_path
+from megatron_miniplm.artifacts.manifest import checksum_of, input_of, verify_files
+from megatron_miniplm.errors import CorruptArtifactError, InputError
+
+MANIFEST = Manifest(
+    kind="corpus",
+    fingerprint="ce51e8ebc0834f75faa5404552e56c30",
+    counts={"num_sequences": 4},
+    settings={"append_eod": True, "name": "é"},
+    versions={"gigatoken": "0.10"},
+    inputs=(ArtifactInput(role="tokenizer", path="../tokenizer", fingerprint="00"),),
+    files={"corpus.bin": {"bytes": 12, "blake2b": "00"}},
+)
+
+
+def test_round_trip_of_a_prefix_and_of_a_directory(tmp_path):
+    for artifact in (tmp_path / "corpus", tmp_path):
+        MANIFEST.write(artifact)
+        assert load_manifest(artifact) == MANIFEST
+    assert manifest_path(tmp_path / "corpus") == tmp_path / "corpus.manifest.json"
+    assert manifest_path(tmp_path) == tmp_path / "manifest.json"
+
+
+def test_equal_manifests_have_equal_bytes(tmp_path):
+    MANIFEST.write(tmp_path / "a")
+    load_manifest(tmp_path / "a").write(tmp_path / "b")
+    assert (tmp_path / "a.manifest.json").read_bytes() == (tmp_path / "b.manifest.json").read_bytes()
+
+
+def test_missing(tmp_path):
+    with pytest.raises(InputError, match=r"corpus has no corpus\.manifest\.json: it is not a finished artifact"):
+        load_manifest(tmp_path / "corpus")
+
+
+def test_below_a_file_is_missing_too(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is not a finished artifact"):
+        load_manifest(tmp_path / "file" / "corpus")
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff"])
+def test_bad_json(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(CorruptArtifactError, match=r"manifest\.json is not valid JSON .*: make the artifact again"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [('{"format_version": 2}', "2"), ("{}", "None"), ("[]", "list"), ("3", "int")]
+)
+def test_unknown_version(tmp_path, content, found):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(
+        CorruptArtifactError, match=f"has format version {found}, this release reads 1: use the release"
+    ):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("surprise", 1, "surprise"),
+        ("inputs", ["tokenizer"], "must be a mapping"),
+        ("inputs", [{"role": "tokenizer"}], "path"),
+        ("inputs", None, "NoneType"),
+        ("kind", None, "must be strings"),
+        ("counts", [], "must be objects"),
+        ("counts", {"num_tokens": "many"}, "counts must be integers"),
+        ("files", [], "bytes and blake2b"),
+        ("files", {"corpus.bin": {"bytes": 1}}, "bytes and blake2b"),
+    ],
+)
+def test_wrong_fields(tmp_path, field, value, message):
+    MANIFEST.write(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(CorruptArtifactError, match=f"is not a manifest .*{message}.*: make the artifact again"):
+        load_manifest(tmp_path)
+
+
+def test_lacking_field(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"format_version": 1, "kind": "scores"}')
+    with pytest.raises(CorruptArtifactError, match="fingerprint"):
+        load_manifest(tmp_path)
+
+
+def test_input_paths_are_relative(tmp_path):
+    parent = input_of("corpus", tmp_path / "data" / "pile", "00", relative_to=tmp_path / "scores")
+    assert parent.path == "../data/pile"
+
+
+def test_verify_files_tells_intact_missing_shorter_and_changed(tmp_path):
+    for name in ("intact", "missing", "shorter", "changed"):
+        (tmp_path / name).write_bytes(b"content")
+    files = {name: checksum_of(tmp_path / name) for name in ("intact", "missing", "shorter", "changed")}
+    manifest = Manifest(kind="scores", fingerprint="00", counts={}, files=files)
+    assert verify_files(tmp_path, manifest) == []
+    (tmp_path / "missing").unlink()
+    (tmp_path / "shorter").write_bytes(b"conten")
+    (tmp_path / "changed").write_bytes(b"Content")
+    assert verify_files(tmp_path, manifest) == [
+        f"{tmp_path}/missing is missing",
+        f"{tmp_path}/shorter has 6 bytes, its manifest says 7",
+        f"{tmp_path}/changed has changed since it was written: its checksum does not match the manifest",
+    ]

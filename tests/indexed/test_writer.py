@@ -1,0 +1,103 @@
+import hashlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
+from megatron_miniplm.indexed.layout import optimal_dtype
+
+GOLDEN_BIN = bytes.fromhex("0a00 0b00 0c00  1400  1e00 1f00")
+GOLDEN_IDX = bytes.fromhex(
+    "4d4d494449445800 00"  # MMIDIDX, two zeros
+    "0100000000000000"  # version 1
+    "08"  # uint16
+    "0400000000000000"  # 4 sequences
+    "0500000000000000"  # 5 document boundaries
+    "03000000 00000000 01000000 02000000"  # lengths in tokens
+    "0000000000000000 0600000000000000 0600000000000000 0800000000000000"  # pointers in bytes
+    "0000000000000000 0100000000000000 0200000000000000 0300000000000000 0400000000000000"  # documents
+)
+
+
+def test_golden_bytes(tmp_path, literal_corpus):
+    assert (tmp_path / "corpus.bin").read_bytes() == GOLDEN_BIN
+    assert (tmp_path / "corpus.idx").read_bytes() == GOLDEN_IDX
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from(["u1", "<u2", "<i4", "<i8"]))
+def test_any_batching_reads_back_equal(data, dtype):
+    token = st.integers(0, np.iinfo(dtype).max)
+    sequences = data.draw(st.lists(st.lists(token, max_size=20), max_size=20))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sequences)), max_size=4)))
+    with tempfile.TemporaryDirectory() as directory:
+        with IndexedWriter(Path(directory) / "corpus", np.dtype(dtype)) as writer:
+            for start, stop in zip([0, *cuts], [*cuts, len(sequences)], strict=True):
+                batch = sequences[start:stop]
+                writer.append(np.array(sum(batch, []), np.int64), np.array([len(s) for s in batch], np.int64))
+            writer.close()
+        corpus = IndexedCorpus.open(Path(directory) / "corpus")
+        assert [corpus.sequence(index).tolist() for index in range(len(corpus))] == sequences
+        assert corpus.token_dtype == np.dtype(dtype)
+        assert corpus.num_tokens == writer.num_tokens == sum(map(len, sequences))
+        assert corpus.boundaries_D.tolist() == list(range(len(sequences) + 1))
+
+
+def test_close_returns_the_checksums_of_both_files(tmp_path):
+    with IndexedWriter(tmp_path / "corpus", np.dtype("<i4")) as writer:
+        writer.append(np.arange(5), np.array([2, 3]))
+        files = writer.close()
+    assert files == {
+        name: {"bytes": len(content), "blake2b": hashlib.blake2b(content, digest_size=16).hexdigest()}
+        for name in ("corpus.bin", "corpus.idx")
+        for content in [(tmp_path / name).read_bytes()]
+    }
+
+
+def test_pointers_continue_across_index_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_miniplm.indexed.writer._INDEX_CHUNK", 2)
+    with IndexedWriter(tmp_path / "corpus", np.dtype("<u2")) as writer:
+        writer.append(np.arange(15), np.array([1, 2, 3, 4, 5]))
+        writer.close()
+    assert IndexedCorpus.open(tmp_path / "corpus").pointers_N.tolist() == [0, 2, 6, 12, 20]
+
+
+def test_nothing_is_visible_before_close(tmp_path):
+    with IndexedWriter(tmp_path / "corpus", np.dtype("<u2")) as writer:
+        writer.append(np.arange(3), np.array([3]))
+        assert all(path.name.startswith(".") for path in tmp_path.iterdir())
+        writer.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus.bin", "corpus.idx"}
+
+
+def test_an_error_leaves_nothing_behind(tmp_path):
+    with (
+        pytest.raises(RuntimeError, match="tokenizer broke"),
+        IndexedWriter(tmp_path / "corpus", np.dtype("<u2")) as writer,
+    ):
+        writer.append(np.arange(3), np.array([3]))
+        raise RuntimeError("tokenizer broke")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_while_replacing_leaves_no_stale_index_or_manifest(tmp_path, literal_corpus, monkeypatch):
+    """New data beside an old index of the same size would read as garbage."""
+    (tmp_path / "corpus.manifest.json").write_text("{}")
+
+    def full_disk(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("megatron_miniplm.indexed.writer.write_index", full_disk)
+    with pytest.raises(OSError, match="no space"), IndexedWriter(tmp_path / "corpus", np.dtype("<u2")) as writer:
+        writer.append(np.arange(6), np.array([6]))
+        writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.bin"]
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65499, "<u2"), (65500, "<i4")])
+def test_optimal_dtype(vocab_size, dtype):
+    assert optimal_dtype(vocab_size) == np.dtype(dtype)
