@@ -31,6 +31,10 @@ class FingerprintMismatchError(MiniPLMError):
     """Two artifacts that must belong together do not."""
 
 
+class NonFiniteScoreError(MiniPLMError):
+    """A model gave NaN or infinity as a score."""
+
+
 class UnsupportedMegatronError(MiniPLMError):
     """The installed Megatron lacks something, or no longer looks as our patches expect."""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file
 from megatron_miniplm.artifacts.lineage import parent_path, relative_to_cwd
-from megatron_miniplm.artifacts.manifest import Manifest, load_manifest, manifest_path, verify_files
+from megatron_miniplm.artifacts.manifest import Manifest, is_prefix, load_manifest, manifest_path, verify_files
 from megatron_miniplm.errors import MiniPLMError
 from megatron_miniplm.indexed.layout import bin_path, idx_path
 from megatron_miniplm.indexed.reader import IndexedCorpus
@@ -50,10 +50,6 @@ class PrefixSummary:
     is_view: bool
     data_path: str
     fingerprint: Fingerprint
-
-
-def is_prefix(path: Path) -> bool:
-    return bool(path.name) and idx_path(path).is_file()
 
 
 def find_prefixes(directory: Path) -> list[Path]:

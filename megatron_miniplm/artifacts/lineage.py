@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint
-from megatron_miniplm.artifacts.manifest import ArtifactInput, load_manifest, manifest_path
+from megatron_miniplm.artifacts.manifest import ArtifactInput, is_prefix, load_manifest, manifest_path
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 
 CHANGED = "CHANGED since it was used"
@@ -70,7 +70,7 @@ def _trace(artifact: Path, *, role: str, recorded: Fingerprint | None, followed:
     try:
         manifest = load_manifest(artifact)
     except InputError:
-        here = artifact.exists() or artifact.with_name(artifact.name + ".idx").exists()
+        here = artifact.exists() or is_prefix(artifact)
         return Ancestor(role=role, path=str(artifact), fingerprint=recorded, notes=() if here else (NOT_HERE,))
     except CorruptArtifactError:
         return Ancestor(role=role, path=str(artifact), fingerprint=recorded, notes=(DAMAGED,))

@@ -18,6 +18,7 @@ from megatron_miniplm.errors import CorruptArtifactError, InputError
 FORMAT_VERSION = 1
 DIRECTORY_MANIFEST = "manifest.json"
 PREFIX_MANIFEST_SUFFIX = ".manifest.json"
+PREFIX_KINDS = frozenset({"corpus", "view"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,20 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def write(self, artifact: Path) -> None:
-        """Publish the manifest of a directory or prefix, atomically. Write it last: it marks the artifact complete."""
+        """Publish the manifest of a directory or prefix, atomically. Write it last: it marks the artifact complete.
+
+        Raises:
+            InputError: the manifest of a directory would replace that of a prefix of the same name.
+        """
+        if self.kind not in PREFIX_KINDS and is_prefix(artifact):
+            raise InputError(f"{artifact} is the prefix of a .bin/.idx pair: give the {self.kind} another directory")
         write_json(manifest_path(artifact), asdict(self))
 
 
 def manifest_path(artifact: Path) -> Path:
     """Where the manifest of a directory or of a Megatron prefix lies."""
-    return artifact / DIRECTORY_MANIFEST if artifact.is_dir() else prefix_manifest_path(artifact)
+    directory = artifact.is_dir() and not is_prefix(artifact)
+    return artifact / DIRECTORY_MANIFEST if directory else prefix_manifest_path(artifact)
 
 
 def prefix_manifest_path(prefix: Path) -> Path:
@@ -74,7 +82,7 @@ def prefix_manifest_path(prefix: Path) -> Path:
 
 def is_prefix(artifact: Path) -> bool:
     """Whether a path is a Megatron prefix; `GPTDataset` puts its index cache into a directory of the same name."""
-    return artifact.with_name(artifact.name + ".idx").exists()
+    return bool(artifact.name) and artifact.with_name(artifact.name + ".idx").exists()
 
 
 def load_manifest(artifact: Path) -> Manifest:
@@ -125,6 +133,11 @@ def _check_types(manifest: Manifest) -> None:
 def input_of(role: str, parent: Path, fingerprint: Fingerprint, *, relative_to: Path) -> ArtifactInput:
     """Describe a parent, with its path relative to the directory that will hold the manifest."""
     return ArtifactInput(role=role, path=os.path.relpath(parent, relative_to), fingerprint=fingerprint)
+
+
+def resolve_input(artifact: Path, parent: ArtifactInput) -> Path:
+    """Where a parent lies, seen from here; `..` is resolved without following symlinks."""
+    return Path(os.path.normpath(manifest_path(artifact).parent / parent.path))
 
 
 def checksum_of(path: Path) -> dict[str, Any]:

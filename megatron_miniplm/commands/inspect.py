@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
-from megatron_miniplm.artifacts.inspection import find_faults, find_prefixes, is_prefix, summarize_prefix
+from megatron_miniplm.artifacts.inspection import find_faults, find_prefixes, summarize_prefix
 from megatron_miniplm.artifacts.lineage import lineage_lines, trace_lineage
-from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
+from megatron_miniplm.artifacts.manifest import is_prefix, load_manifest, manifest_path
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
 
 

@@ -118,7 +118,10 @@ def _existing(prefix: Path, wanted: _Origin) -> Manifest | None:
     if not manifest_path(prefix).exists():
         for path in (bin_path(prefix), idx_path(prefix)):
             if path.exists():
-                raise InputError(f"{path} exists without {manifest_path(prefix).name}, it is not ours: {remedy}")
+                raise InputError(
+                    f"{path} exists without {manifest_path(prefix).name}, so it is another tool's or unfinished: "
+                    f"{remedy}"
+                )
         return None
     manifest = load_manifest(prefix)
     found = _Origin(settings=manifest.settings, versions=manifest.versions, inputs=manifest.inputs)

@@ -1,6 +1,7 @@
 """Train a tokenizer on JSONL text: byte-level BPE (HuggingFace) or SentencePiece BPE with byte fallback.
 
-Both are lossless: no normalisation, and every byte has a token. The same text and settings give the same files.
+Nothing is normalised and every byte has a token, so that text survives the way to ids and back (in SentencePiece all
+but a literal `▁`, its own sign for a space). The same text and settings give the same files.
 """
 
 import io
@@ -153,7 +154,7 @@ def _train_sentencepiece(texts: Iterator[str], vocab_size: int) -> dict[str, byt
         )
     except RuntimeError as error:
         raise InputError(
-            f"SentencePiece cannot train {vocab_size} tokens on this text ({error}): give more text or a smaller "
-            "--vocab-size"
+            f"SentencePiece cannot train {vocab_size} tokens on this text ({error}): give another --vocab-size or "
+            "more text"
         ) from None
     return {SENTENCEPIECE_MODEL: model.getvalue()}

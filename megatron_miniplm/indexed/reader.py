@@ -49,7 +49,7 @@ class IndexedCorpus:
 
         Raises:
             InputError: a file is missing.
-            CorruptArtifactError: the header, the sizes or a pointer is wrong.
+            CorruptArtifactError: the header, a size, a pointer or a document boundary is wrong.
         """
         prefix = Path(prefix)
         for path in (idx_path(prefix), bin_path(prefix)):

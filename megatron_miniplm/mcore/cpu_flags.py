@@ -17,9 +17,7 @@ class CpuFlag:
 CPU_FLAGS: tuple[CpuFlag, ...] = (
     CpuFlag(("--transformer-impl",), ("--transformer-impl", "local"), "Transformer Engine layers need CUDA"),
     CpuFlag(("--distributed-backend",), ("--distributed-backend", "gloo"), "NCCL needs CUDA"),
-    CpuFlag(
-        ("--no-gradient-accumulation-fusion",), ("--no-gradient-accumulation-fusion",), "a CUDA extension of Apex"
-    ),
+    CpuFlag(("--no-gradient-accumulation-fusion",), ("--no-gradient-accumulation-fusion",), "a CUDA extension of Apex"),
     CpuFlag(("--no-masked-softmax-fusion",), ("--no-masked-softmax-fusion",), "a CUDA kernel"),
     CpuFlag(("--no-persist-layer-norm",), ("--no-persist-layer-norm",), "a CUDA kernel of Apex"),
     CpuFlag(("--no-rope-fusion",), ("--no-rope-fusion",), "a CUDA kernel of Transformer Engine"),

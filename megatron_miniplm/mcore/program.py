@@ -1,9 +1,9 @@
 """How every Megatron program of ours starts: device, flags, process groups, and errors that a user can read.
 
-    import megatron_miniplm.mcore.program as program
-    program.prepare()                       # at import: spawned children (asynchronous saves) need it too
-    args = program.parse(add_our_flags)     # Megatron's own parser with one more argument group
-    program.initialize()                    # megatron.training.initialize_megatron
+import megatron_miniplm.mcore.program as program
+program.prepare()                       # at import: spawned children (asynchronous saves) need it too
+args = program.parse(add_our_flags)     # Megatron's own parser with one more argument group
+program.initialize()                    # megatron.training.initialize_megatron
 """
 
 import argparse
@@ -117,7 +117,9 @@ def megatron_errors(what: str) -> Iterator[None]:
     except (AssertionError, ValueError, RuntimeError, OSError) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(str(error).split()) or f"{frame.line} does not hold"
-        raise InputError(f"Megatron refuses {what}: {reason} ({os.path.basename(frame.filename)}:{frame.lineno})") from error
+        raise InputError(
+            f"Megatron refuses {what}: {reason} ({os.path.basename(frame.filename)}:{frame.lineno})"
+        ) from error
 
 
 def on_rank_zero(check: Callable[[], Any]) -> Any:

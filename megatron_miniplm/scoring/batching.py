@@ -52,9 +52,7 @@ class MicroBatch:
     windows_B: np.ndarray
 
 
-def micro_batches(
-    pool: Pool, sequences: range, windows: Windows, groups: Sequence[np.ndarray]
-) -> Iterator[MicroBatch]:
+def micro_batches(pool: Pool, sequences: range, windows: Windows, groups: Sequence[np.ndarray]) -> Iterator[MicroBatch]:
     """Read the tokens of each group of windows.
 
     Args:

@@ -14,13 +14,12 @@ from megatron.core import mpu
 from megatron.training import get_tokenizer
 
 from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of
+from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import InputError, Interrupted
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.mcore import models, program
-from megatron_miniplm.scoring.plan import blocks_of_replica
 from megatron_miniplm.scoring.pool import Pool
 from megatron_miniplm.scoring.scorer import Scorer
-from megatron_miniplm.scoring.store import ScoreStore
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -57,9 +56,7 @@ def score_corpus(args: argparse.Namespace, prefixes: Sequence[Path]) -> None:
     program.on_rank_zero(lambda: _finish(store, inputs))
 
 
-def _identity(
-    args: argparse.Namespace, prefixes: Sequence[Path], checkpoint: Path, vocab_size: int
-) -> dict[str, Any]:
+def _identity(args: argparse.Namespace, prefixes: Sequence[Path], checkpoint: Path, vocab_size: int) -> dict[str, Any]:
     """What is scored with what. The layout (TP, PP, DP) and the micro-batch size are not part of it."""
     corpora = [IndexedCorpus.open(prefix) for prefix in prefixes]
     for corpus in corpora:
@@ -114,11 +111,18 @@ def _score_blocks(store: ScoreStore, scorer: Scorer, pool: Pool, missing: Sequen
         raise Interrupted("told to stop; all finished blocks are kept, the same command continues")
 
 
+def blocks_of_replica(missing: Sequence[int], replica: int, num_replicas: int) -> Sequence[int]:
+    """Deal the missing blocks to the data-parallel replicas in turn."""
+    return missing[replica::num_replicas]
+
+
 def _finish(store: ScoreStore, inputs: tuple[ArtifactInput, ...]) -> None:
     versions = {name: importlib.metadata.version(name) for name in ("megatron-core", "torch")}
     manifest = store.finish(inputs, versions)
     counts = manifest.counts
-    program.say_once(f"{store.directory}: {counts['num_sequences']:,} sequences, {counts['num_tokens']:,} scored tokens")
+    program.say_once(
+        f"{store.directory}: {counts['num_sequences']:,} sequences, {counts['num_tokens']:,} scored tokens"
+    )
 
 
 class _StopRequest:

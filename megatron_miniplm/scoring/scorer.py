@@ -38,7 +38,9 @@ class Scorer:
             InputError: a layout that scoring does not support.
         """
         if len(chunks) != 1 or args.context_parallel_size != 1:
-            raise InputError("scoring runs with TP x PP x DP: virtual pipeline stages and context parallelism must be off")
+            raise InputError(
+                "scoring runs with TP x PP x DP: virtual pipeline stages and context parallelism must be off"
+            )
         self.model = chunks[0]
         self.vocab_size = vocab_size
         self.context_tokens = args.seq_length

@@ -27,9 +27,14 @@ def test_content_appears_at_the_end_of_the_block(tmp_path):
 def test_an_error_leaves_the_old_content_and_no_temporary(tmp_path, error):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(error), atomic_output(path) as stream:
-        stream.write(b"half")
-        raise error
+
+    def fail_in_mid_write():
+        with atomic_output(path) as stream:
+            stream.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail_in_mid_write()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
 

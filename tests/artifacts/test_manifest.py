@@ -31,6 +31,19 @@ def test_equal_manifests_have_equal_bytes(tmp_path):
     assert (tmp_path / "a.manifest.json").read_bytes() == (tmp_path / "b.manifest.json").read_bytes()
 
 
+def test_a_prefix_beside_a_directory_of_its_name(tmp_path):
+    """Megatron's `GPTDataset` keeps its index cache in `<prefix>/cache`."""
+    (tmp_path / "corpus.idx").write_bytes(b"")
+    MANIFEST.write(tmp_path / "corpus")
+    (tmp_path / "corpus" / "cache").mkdir(parents=True)
+    assert load_manifest(tmp_path / "corpus") == MANIFEST
+    scores = Manifest(kind="scores", fingerprint="00", counts={})
+    with pytest.raises(
+        InputError, match=r"corpus is the prefix of a \.bin/\.idx pair: give the scores another directory"
+    ):
+        scores.write(tmp_path / "corpus")
+
+
 def test_missing(tmp_path):
     with pytest.raises(InputError, match=r"corpus has no corpus\.manifest\.json: it is not a finished artifact"):
         load_manifest(tmp_path / "corpus")

@@ -1,12 +1,17 @@
 """Small tokenizers of both kinds, trained once on English prose of the Python installation."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import pytest
 from pydoc_data.topics import topics
 
+import numpy as np
+import pytest
+
 from megatron_miniplm.corpus.tokenizer_training import TrainingSettings, train_tokenizer
+from megatron_miniplm.corpus.tokenizers import TextEncoder, load_encoder
+
+Split = Callable[[TextEncoder, Sequence[str]], list[list[int]]]
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +35,26 @@ def bpe_dir(prose_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sentencepiece_path(prose_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _train("sentencepiece", prose_path, tmp_path_factory.mktemp("tokenizers") / "sp") / "tokenizer.model"
+
+
+@pytest.fixture(scope="session")
+def bpe(bpe_dir: Path) -> TextEncoder:
+    return load_encoder("HuggingFaceTokenizer", bpe_dir, num_threads=2)
+
+
+@pytest.fixture(scope="session")
+def sp(sentencepiece_path: Path) -> TextEncoder:
+    return load_encoder("SentencePieceTokenizer", sentencepiece_path, num_threads=2)
+
+
+@pytest.fixture(scope="session")
+def encode_each() -> Split:
+    """Encode texts and give one list of ids each."""
+
+    def encode(encoder: TextEncoder, texts: Sequence[str]) -> list[list[int]]:
+        tokens_T, lengths_N = encoder.encode(texts)
+        assert len(lengths_N) == len(texts)
+        assert lengths_N.sum() == len(tokens_T)
+        return [part.tolist() for part in np.split(tokens_T, np.cumsum(lengths_N)[:-1])] if texts else []
+
+    return encode

@@ -155,7 +155,9 @@ def test_a_foreign_or_changed_pair_is_never_overwritten(settings: BuildSettings)
     with pytest.raises(InputError, match="has changed since it was made: choose another --output-prefix, or delete it"):
         build_corpus(settings, num_threads=2)
     Path(f"{prefix}.manifest.json").unlink()
-    with pytest.raises(InputError, match=r"\.bin exists without corpus_text_document\.manifest\.json, it is not ours"):
+    with pytest.raises(
+        InputError, match=r"\.bin exists without corpus_text_document\.manifest\.json, so it is another"
+    ):
         build_corpus(settings, num_threads=2)
 
 

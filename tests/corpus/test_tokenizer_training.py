@@ -76,5 +76,5 @@ def test_errors_reach_the_user_and_nothing_is_written(algorithm: str, tmp_path: 
 def test_sentencepiece_refuses_more_tokens_than_the_text_gives(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a b c"}\n')
-    with pytest.raises(InputError, match=r"cannot train 9000 tokens on this text \(.*\): give more text or a smaller"):
+    with pytest.raises(InputError, match=r"cannot train 9000 tokens on this text \(.*\): give another --vocab-size"):
         train_tokenizer([path], tmp_path / "tokenizer", settings("sentencepiece", 9000))

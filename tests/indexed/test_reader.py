@@ -1,7 +1,6 @@
 import re
 import struct
 
-import numpy as np
 import pytest
 
 from megatron_miniplm.errors import CorruptArtifactError, InputError

@@ -23,6 +23,18 @@ GOLDEN_IDX = bytes.fromhex(
 )
 
 
+def write_batch(writer, sequences):
+    tokens = [token for sequence in sequences for token in sequence]
+    writer.append(np.array(tokens, np.int64), np.array([len(sequence) for sequence in sequences], np.int64))
+
+
+def write_corpus_and(prefix, last_step):
+    """Writes six tokens, then calls `last_step(writer)` inside the block."""
+    with IndexedWriter(prefix, np.dtype("<u2")) as writer:
+        writer.append(np.arange(6), np.array([6]))
+        last_step(writer)
+
+
 def test_golden_bytes(tmp_path, literal_corpus):
     assert (tmp_path / "corpus.bin").read_bytes() == GOLDEN_BIN
     assert (tmp_path / "corpus.idx").read_bytes() == GOLDEN_IDX
@@ -37,8 +49,7 @@ def test_any_batching_reads_back_equal(data, dtype):
     with tempfile.TemporaryDirectory() as directory:
         with IndexedWriter(Path(directory) / "corpus", np.dtype(dtype)) as writer:
             for start, stop in zip([0, *cuts], [*cuts, len(sequences)], strict=True):
-                batch = sequences[start:stop]
-                writer.append(np.array(sum(batch, []), np.int64), np.array([len(s) for s in batch], np.int64))
+                write_batch(writer, sequences[start:stop])
             writer.close()
         corpus = IndexedCorpus.open(Path(directory) / "corpus")
         assert [corpus.sequence(index).tolist() for index in range(len(corpus))] == sequences
@@ -75,12 +86,11 @@ def test_nothing_is_visible_before_close(tmp_path):
 
 
 def test_an_error_leaves_nothing_behind(tmp_path):
-    with (
-        pytest.raises(RuntimeError, match="tokenizer broke"),
-        IndexedWriter(tmp_path / "corpus", np.dtype("<u2")) as writer,
-    ):
-        writer.append(np.arange(3), np.array([3]))
+    def break_tokenizer(writer):
         raise RuntimeError("tokenizer broke")
+
+    with pytest.raises(RuntimeError, match="tokenizer broke"):
+        write_corpus_and(tmp_path / "corpus", break_tokenizer)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -92,9 +102,8 @@ def test_a_crash_while_replacing_leaves_no_stale_index_or_manifest(tmp_path, lit
         raise OSError("no space left on device")
 
     monkeypatch.setattr("megatron_miniplm.indexed.writer.write_index", full_disk)
-    with pytest.raises(OSError, match="no space"), IndexedWriter(tmp_path / "corpus", np.dtype("<u2")) as writer:
-        writer.append(np.arange(6), np.array([6]))
-        writer.close()
+    with pytest.raises(OSError, match="no space"):
+        write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.bin"]
 
 

@@ -9,6 +9,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,12 +18,28 @@ import numpy as np
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, write_array, write_json
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, digest_values
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, checksum_of, load_manifest, manifest_path
-from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
-from megatron_miniplm.scoring.plan import BlockPlan
+from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError, NonFiniteScoreError
 
 #: `nll`: sum over the scored tokens, nats. `num_tokens`: scored tokens; 0 where there was nothing to predict.
 SCORE_DTYPE = np.dtype([("nll", "<f4"), ("num_tokens", "<i4")])
 IDENTITY = "identity.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPlan:
+    """Sequences 0..num_sequences-1 of all prefixes in order, cut into blocks of equal size (the last may be shorter)."""
+
+    num_sequences: int
+    block_sequences: int
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_sequences // self.block_sequences)
+
+    def sequences(self, block: int) -> range:
+        """Global ids of a block's sequences."""
+        start = block * self.block_sequences
+        return range(start, min(start + self.block_sequences, self.num_sequences))
 
 
 class ScoreStore:
@@ -90,13 +107,17 @@ class ScoreStore:
         """Publish one block, atomically.
 
         Raises:
-            ValueError: NaN or infinity; nothing is written.
+            NonFiniteScoreError: NaN or infinity; nothing is written.
         """
         scores = np.empty(len(nll_N), SCORE_DTYPE)
         scores["nll"], scores["num_tokens"] = nll_N, num_tokens_N
-        if not np.isfinite(scores["nll"]).all():
-            sequence = self.plan.sequences(block)[int(np.argmin(np.isfinite(scores["nll"])))]
-            raise ValueError(f"sequence {sequence} has an NLL of {nll_N[sequence - self.plan.sequences(block)[0]]}")
+        finite_N = np.isfinite(scores["nll"])
+        if not finite_N.all():
+            first = int(np.argmin(finite_N))
+            raise NonFiniteScoreError(
+                f"sequence {self.plan.sequences(block)[first]} has an NLL of {nll_N[first]}: the model or its precision is "
+                "broken; nothing of its block was written"
+            )
         write_array(self.block_path(block), scores)
 
     def read_block(self, block: int) -> np.ndarray:

@@ -1,0 +1,51 @@
+"""Keep the sequences that the teacher knows much better than the reference (difference sampling).
+
+Writes to --output: `selection.json`, one view and one array of indices a prefix, and `data_args.txt` for Megatron's
+--data-args-path. No token is copied.
+"""
+
+import argparse
+from pathlib import Path
+
+from megatron_miniplm.selection.difference import REDUCTIONS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--teacher-scores", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--reference-scores", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--ratio", type=float, required=True, help="share to keep, in (0, 1]; the paper keeps 0.5")
+    parser.add_argument("--ratio-of", choices=("sequences", "tokens"), default="sequences")
+    parser.add_argument(
+        "--score-reduction",
+        choices=REDUCTIONS,
+        default="mean",
+        help="rank by the difference per token (the paper's code, default) or by its sum (the paper's formula)",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from megatron_miniplm.selection.sampling import difference_sample
+
+    summary = difference_sample(
+        arguments.teacher_scores,
+        arguments.reference_scores,
+        arguments.output,
+        ratio=arguments.ratio,
+        ratio_of=arguments.ratio_of,
+        reduction=arguments.score_reduction,
+    )
+    print(
+        f"{arguments.output}: kept {summary['num_kept']:,} of {summary['num_sequences']:,} sequences, "
+        f"{summary['num_kept_scored_tokens']:,} of {summary['num_scored_tokens']:,} scored tokens"
+    )
+    unit = "nats a token" if arguments.score_reduction == "mean" else "nats"
+    shown = {name: "none" if summary[name] is None else f"{summary[name]:.4f}" for name in _SHOWN}
+    print(
+        f"difference ({unit}): mean {shown['mean_difference']}, of the kept {shown['mean_kept_difference']}, "
+        f"threshold {shown['threshold']}; negative share {shown['negative_fraction']}"
+    )
+    print(f"train on it with: --data-args-path {arguments.output}/data_args.txt")
+
+
+_SHOWN = ("mean_difference", "mean_kept_difference", "threshold", "negative_fraction")

@@ -1,0 +1,178 @@
+"""Difference sampling on disk: two score stores -> indices, refined views and a blend for Megatron."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_miniplm.artifacts.atomic import write_array, write_json
+from megatron_miniplm.artifacts.data_args import write_data_args
+from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, digest_array, digest_values
+from megatron_miniplm.artifacts.manifest import (
+    Manifest,
+    checksum_of,
+    input_of,
+    load_manifest,
+    manifest_path,
+    resolve_input,
+)
+from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.errors import FingerprintMismatchError, InputError
+from megatron_miniplm.indexed import IndexedCorpus, write_view
+from megatron_miniplm.selection.difference import differences
+from megatron_miniplm.selection.top import check_ratio, top_sequences, top_tokens
+
+SELECTION = "selection.json"
+
+
+def difference_sample(
+    teacher_dir: Path,
+    reference_dir: Path,
+    output_dir: Path,
+    *,
+    ratio: float,
+    ratio_of: str = "sequences",
+    reduction: str = "mean",
+) -> dict[str, Any]:
+    """Keep the sequences that the teacher knows much better than the reference.
+
+    Args:
+        teacher_dir, reference_dir: finished score stores of the same corpus.
+        output_dir: gets `selection.json`, `data_args.txt`, and per prefix the indices and a view.
+        ratio: share to keep, in (0, 1].
+        ratio_of: what the share is of, `sequences` or `tokens` (scored tokens).
+        reduction: see `differences`.
+
+    Returns:
+        What `selection.json` holds.
+
+    Raises:
+        MiniPLMError: the stores are incomplete or of different corpora, a corpus has changed, or `output_dir` holds
+            another selection.
+    """
+    check_ratio(ratio)
+    teacher, reference = ScoreStore.open(teacher_dir), ScoreStore.open(reference_dir)
+    teacher_manifest, reference_manifest = teacher.require_complete(), reference.require_complete()
+    _check_same_corpus(teacher, reference)
+    corpora = _open_corpora(teacher)
+    settings = {"ratio": ratio, "ratio_of": ratio_of, "score_reduction": reduction}
+    fingerprint = digest_values("selection", teacher_manifest.fingerprint, reference_manifest.fingerprint, settings)
+    _check_output(output_dir, fingerprint)
+
+    value_N, num_tokens_N = _read_differences(teacher, reference, reduction)
+    if ratio_of == "sequences":
+        kept_K = top_sequences(value_N, max(1, round(ratio * len(value_N))))
+    else:
+        kept_K = top_tokens(value_N, num_tokens_N, ratio * int(num_tokens_N.sum(dtype=np.int64)))
+
+    prefixes = _write_prefixes(output_dir, corpora, kept_K, {**settings, "selection": fingerprint[:SHORT_HEX]})
+    write_data_args(output_dir, [(prefix["num_tokens"], output_dir / prefix["view"]) for prefix in prefixes])
+    summary = {**settings, **_statistics(value_N, num_tokens_N, kept_K), "prefixes": prefixes}
+    write_json(output_dir / SELECTION, summary)
+    own_files = [output_dir / SELECTION, *(output_dir / prefix["indices"] for prefix in prefixes)]
+    Manifest(
+        kind="selection",
+        fingerprint=fingerprint,
+        counts={"num_sequences": len(kept_K), "num_tokens": sum(prefix["num_tokens"] for prefix in prefixes)},
+        settings=settings,
+        inputs=(
+            input_of("teacher scores", teacher_dir, teacher_manifest.fingerprint, relative_to=output_dir),
+            input_of("reference scores", reference_dir, reference_manifest.fingerprint, relative_to=output_dir),
+        ),
+        files={path.name: checksum_of(path) for path in own_files},
+    ).write(output_dir)
+    return summary
+
+
+def _check_same_corpus(teacher: ScoreStore, reference: ScoreStore) -> None:
+    def described(store: ScoreStore) -> str:
+        return ", ".join(
+            f"{prefix['name']} [{prefix['fingerprint'][:SHORT_HEX]}]" for prefix in store.identity["corpus"]
+        )
+
+    if teacher.identity["corpus"] != reference.identity["corpus"]:
+        raise FingerprintMismatchError(
+            f"{teacher.directory} holds scores of {described(teacher)}, but {reference.directory} of "
+            f"{described(reference)}: score the same prefixes, in the same order, with both models"
+        )
+
+
+def _open_corpora(store: ScoreStore) -> list[IndexedCorpus]:
+    """The corpora that a store was computed on, where its manifest says they lie.
+
+    Raises:
+        FingerprintMismatchError: one of them is no longer what was scored.
+    """
+    corpora = []
+    for parent in load_manifest(store.directory).inputs:
+        if parent.role != "corpus":
+            continue
+        corpus = IndexedCorpus.open(resolve_input(store.directory, parent))
+        if (found := corpus.fingerprint()) != parent.fingerprint:
+            raise FingerprintMismatchError(
+                f"{store.directory} was computed on {corpus.prefix.name} [{parent.fingerprint[:SHORT_HEX]}], but "
+                f"{corpus.prefix} is now [{found[:SHORT_HEX]}]: score it again, or bring the old corpus back"
+            )
+        corpora.append(corpus)
+    return corpora
+
+
+def _check_output(output_dir: Path, fingerprint: str) -> None:
+    if manifest_path(output_dir).exists() and load_manifest(output_dir).fingerprint != fingerprint:
+        raise InputError(f"{output_dir} holds another selection: give another --output, or delete it")
+
+
+def _read_differences(teacher: ScoreStore, reference: ScoreStore, reduction: str) -> tuple[np.ndarray, np.ndarray]:
+    ours, theirs = teacher.read_all(), reference.read_all()
+    differs_N = ours["num_tokens"] != theirs["num_tokens"]
+    if differs_N.any():
+        first = int(np.argmax(differs_N))
+        raise FingerprintMismatchError(
+            f"sequence {first} has {ours['num_tokens'][first]} scored tokens in {teacher.directory} and "
+            f"{theirs['num_tokens'][first]} in {reference.directory}: score both with the same settings"
+        )
+    return differences(ours["nll"], theirs["nll"], ours["num_tokens"], reduction), ours["num_tokens"]
+
+
+def _write_prefixes(
+    output_dir: Path, corpora: list[IndexedCorpus], kept_K: np.ndarray, settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Per prefix: the kept sequences' indices and a view of them."""
+    prefixes, start = [], 0
+    for position, corpus in enumerate(corpora):
+        lo, hi = np.searchsorted(kept_K, (start, start + len(corpus)))
+        indices_K = kept_K[lo:hi] - start
+        indices_path = output_dir / f"{position:04d}_{corpus.prefix.name}.indices.npy"
+        write_array(indices_path, indices_K)
+        view = write_view(corpus, indices_K, output_dir, label="refined", settings=settings)
+        prefixes.append(
+            {
+                "name": corpus.prefix.name,
+                "num_sequences": len(indices_K),
+                "num_tokens": int(corpus.lengths_N[indices_K].sum(dtype=np.int64)),
+                "indices": indices_path.name,
+                "indices_digest": digest_array(indices_K),
+                "view": view.name,
+            }
+        )
+        start += len(corpus)
+    return prefixes
+
+
+def _statistics(value_N: np.ndarray, num_tokens_N: np.ndarray, kept_K: np.ndarray) -> dict[str, Any]:
+    """Numbers that tell whether the selection makes sense; differences in the unit of the reduction."""
+    scored_N = np.isfinite(value_N)
+    return {
+        "num_sequences": len(value_N),
+        "num_kept": len(kept_K),
+        "num_scored_tokens": int(num_tokens_N.sum(dtype=np.int64)),
+        "num_kept_scored_tokens": int(num_tokens_N[kept_K].sum(dtype=np.int64)),
+        "threshold": _finite(value_N[kept_K].min()),
+        "mean_difference": _finite(value_N[scored_N].mean()) if scored_N.any() else None,
+        "mean_kept_difference": _finite(value_N[kept_K].mean()),
+        "negative_fraction": float((value_N[scored_N] < 0).mean()) if scored_N.any() else None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
