@@ -1,8 +1,8 @@
 """The `miniplm` command: one subcommand a tool, the same code as `tools/*.py`.
 
 A command is a module of `megatron_miniplm.commands` with `add_arguments(parser)` and `run(arguments)`; its docstring is
-its `--help`. Only the module of the command that runs is imported, so that `--help` costs milliseconds. Megatron programs
-have their own parser (Megatron's) and are listed by module only.
+its `--help`. Only the module of the command that runs is imported, so that `--help` costs milliseconds. Megatron
+programs have their own parser (Megatron's) and are listed by module only.
 """
 
 import argparse
@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score-corpus": ("score_corpus", "NLL of every sequence under a model (a Megatron program, run it with torchrun)"),
     "scores": ("scores", "progress and export of a directory of scores"),
     "difference-sampling": ("difference_sampling", "teacher scores + reference scores -> refined views"),
+    "compare-runs": ("compare_runs", "held-out loss of students by number of tokens, from TensorBoard logs"),
     "inspect": ("inspect", "what any artifact holds, where it comes from, and whether it is intact"),
 }
 MEGATRON_PROGRAMS = frozenset({"score-corpus"})

@@ -8,9 +8,9 @@ Four kinds of text, each a fixed share of the pool:
     data    JSON, HTML, CSV, SVG and other tables
     noise   hash lists (RECORD files of installed packages), certificates, character code tables
 
-The last two are what a web crawl has plenty of and a student learns little from. The held-out text is prose from files
-of which no piece is in the pool; exact duplicates are dropped everywhere. All of this is fixed by file names and a seed,
-before any model exists.
+The last two are what a web crawl has plenty of and a student learns little from. The held-out text is prose from
+files of which no piece is in the pool; exact duplicates are dropped everywhere. All of this is fixed by file names and
+a seed, before any model exists.
 """
 
 import argparse

@@ -27,7 +27,7 @@ IDENTITY = "identity.json"
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPlan:
-    """Sequences 0..num_sequences-1 of all prefixes in order, cut into blocks of equal size (the last may be shorter)."""
+    """The sequences of all prefixes in order, cut into blocks of equal size; the last may be shorter."""
 
     num_sequences: int
     block_sequences: int
@@ -47,7 +47,8 @@ class ScoreStore:
 
     Attributes:
         directory: where it lies.
-        identity: `model`, `corpus` (a list of prefixes in order) and `settings`; equal for every run that may add blocks.
+        identity: `model`, `corpus` (a list of prefixes in order) and `settings`; equal for every run that may add
+            blocks.
         plan: how the sequences are cut into blocks.
     """
 
@@ -71,9 +72,10 @@ class ScoreStore:
             store = cls.open(directory)
             for part in ("corpus", "model", "settings"):
                 if store.identity[part] != identity[part]:
+                    difference = _difference(store.identity[part], identity[part])
                     raise FingerprintMismatchError(
-                        f"{directory} holds scores of another {part} ({_difference(store.identity[part], identity[part])}"
-                        "): give another --miniplm-scores directory, or delete this one"
+                        f"{directory} holds scores of another {part} ({difference}): "
+                        "give another --miniplm-scores directory, or delete this one"
                     )
             return store
         write_json(path, identity)
@@ -115,8 +117,8 @@ class ScoreStore:
         if not finite_N.all():
             first = int(np.argmin(finite_N))
             raise NonFiniteScoreError(
-                f"sequence {self.plan.sequences(block)[first]} has an NLL of {nll_N[first]}: the model or its precision is "
-                "broken; nothing of its block was written"
+                f"sequence {self.plan.sequences(block)[first]} has an NLL of {nll_N[first]}: "
+                "the model or its precision is broken; nothing of its block was written"
             )
         write_array(self.block_path(block), scores)
 

@@ -9,7 +9,6 @@ A Megatron program: it takes Megatron's own flags and runs under torchrun or sru
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"wrote {arguments.to_parquet}")
 
 
-def describe(store: ScoreStore) -> dict[str, int | float | None]:
+def describe(store: ScoreStore) -> dict[str, Any]:
     """Counts and the mean NLL over the finished blocks."""
     missing = store.missing_blocks()
     nll, num_tokens = 0.0, 0

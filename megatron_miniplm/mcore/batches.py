@@ -24,8 +24,9 @@ def next_batch(data_iterator: Iterator[dict[str, torch.Tensor]] | None, vp_stage
         vp_stage: virtual pipeline stage of the model chunk.
 
     Returns:
-        `tokens`, `labels`, `position_ids` (B, S) int64, `loss_mask` (B, S) float32 and `attention_mask` (B, 1, S, S) bool
-        or None. All are None on stages that need no data, labels and loss mask on a first stage that is not the last.
+        `tokens`, `labels`, `position_ids` (B, S) int64, `loss_mask` (B, S) float32 and `attention_mask` (B, 1, S, S)
+        bool or None. All are None on stages that need no data, labels and loss mask on a first stage that is not the
+        last.
     """
     args = get_args()
     if not is_data_needed(vp_stage):

@@ -1,12 +1,12 @@
 """Unmodified Megatron on a machine without a GPU: every patch in one table, with the line that needs it.
 
 Megatron-Core asks for `cuda` by name all over its code. Here the name is mapped to the CPU, and the few calls that have
-no CPU counterpart (streams, device properties, CUDA generators) get one. Nothing is emulated that Megatron merely offers:
-each row of `PATCHES` was found by removing it and watching `megatron.training.pretrain` or a scoring run fail. Line
-numbers are those of megatron-core 0.19.2 and torch 2.14.
+no CPU counterpart (streams, device properties, CUDA generators) get one. Nothing is emulated that Megatron merely
+offers: each row of `PATCHES` was found by removing it and watching `megatron.training.pretrain` or a scoring run
+fail. Line numbers are those of megatron-core 0.19.2 and torch 2.14.
 
-Known limits, all upstream: no sequence parallelism (torch norms refuse it), no resume with `--use-distributed-optimizer`
-(needs Apex or Transformer Engine), and the "CUDA" generator is the CPU's.
+Known limits, all upstream: no sequence parallelism (torch norms refuse it), no resume with
+`--use-distributed-optimizer` (needs Apex or Transformer Engine), and the "CUDA" generator is the CPU's.
 """
 
 import contextlib
@@ -137,8 +137,8 @@ class Patch:
             original = getattr(owner, name)
         except (ImportError, AttributeError):
             raise UnsupportedMegatronError(
-                f"CPU emulation expects {self.target} (for {self.needed_by}), which is not there: this torch or Megatron "
-                "is newer than megatron-miniplm knows; install the versions of constraints.txt, or run on a GPU"
+                f"CPU emulation expects {self.target} (for {self.needed_by}), which is not there: this torch or "
+                "Megatron is newer than this release knows; install the versions of constraints.txt, or use a GPU"
             ) from None
         setattr(owner, name, self.make(original))
 

@@ -27,7 +27,7 @@ CPU_FLAGS: tuple[CpuFlag, ...] = (
     CpuFlag(
         ("--no-create-attention-mask-in-dataloader", "--reset-attention-mask"),
         ("--no-create-attention-mask-in-dataloader",),
-        "the local attention makes its causal mask itself; one of seq-length squared a sample costs more than the model",
+        "the local attention makes its causal mask itself; one of seq-length squared a sample is costly",
     ),
     CpuFlag(
         ("--use-cpu-initialization",),

@@ -49,8 +49,8 @@ def model_provider(
 ) -> Any:
     """Megatron's `model_provider`: one pipeline stage of the model that the flags describe.
 
-    0.19 builds GPT and hybrid models from config objects (`megatron.training.models`); the 0.18 wheel has no GPT builder,
-    so there the same layer specs are put together here.
+    0.19 builds GPT and hybrid models from config objects (`megatron.training.models`); the 0.18 wheel has no GPT
+    builder, so there the same layer specs are put together here.
     """
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training import argument_utils, get_args

@@ -8,7 +8,6 @@ program.initialize()                    # megatron.training.initialize_megatron
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import socket
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 from megatron_miniplm.errors import InputError, MiniPLMError
 from megatron_miniplm.mcore.cpu_flags import with_cpu_flags
-from megatron_miniplm.mcore.versions import find_megatron
+from megatron_miniplm.mcore.versions import find_megatron, has_dataset_helpers
 
 AddArguments = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 
@@ -161,7 +160,7 @@ def _skip_helper_compilation() -> None:
     """`initialize_megatron` runs `make` in core/datasets, whose Makefile the 0.19 wheel lacks; its product is there."""
     from megatron.core.datasets import utils
 
-    if importlib.util.find_spec("megatron.core.datasets.helpers_cpp") is not None:
+    if has_dataset_helpers():
         utils.compile_helpers = lambda: None
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_miniplm.errors import UnsupportedMegatronError
 
@@ -41,6 +42,12 @@ class MegatronInstallation:
                 f"megatron-core {self.version} comes without megatron.training (wheels of 0.17 and later hold it; is a "
                 f"Megatron-LM checkout in front of it on PYTHONPATH?): {REMEDY}"
             )
+
+
+def has_dataset_helpers() -> bool:
+    """Whether `megatron.core.datasets.helpers_cpp` is compiled; looks for the file, imports nothing."""
+    core = importlib.util.find_spec("megatron.core")
+    return core is not None and any((Path(core.origin or "").parent / "datasets").glob("helpers_cpp*.so"))
 
 
 def find_megatron() -> MegatronInstallation:

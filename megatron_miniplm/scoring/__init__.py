@@ -7,6 +7,7 @@
     scorer    a model on Megatron's forward-only schedule                                 megatron
     engine    missing blocks, dealt to the replicas, through the scorer, to the store     megatron
 
-The store itself is `artifacts.scores`: the selection reads it too. Blocks are the unit of everything: of work, of resuming, of files. What is computed for a block depends on that block
-alone, so that the result is the same for any number of data-parallel ranks and after any interruption.
+The store itself is `artifacts.scores`: the selection reads it too. Blocks are the unit of everything: of work, of
+resuming, of files. What is computed for a block depends on that block alone, so that the result is the same for any
+number of data-parallel ranks and after any interruption.
 """

@@ -2,9 +2,9 @@
 
 Axes: T tokens, H hidden size, V vocabulary rows of this rank.
 
-Megatron's own vocab-parallel cross-entropy sums over padded vocabulary rows too, so that the loss depends on how far the
-vocabulary was padded for TP. Here padded rows are cut off before the product. The logits exist only for a slice of
-tokens at a time, and the ranks exchange two numbers a token.
+Megatron's own vocab-parallel cross-entropy sums over padded vocabulary rows too, so that the loss depends on how far
+the vocabulary was padded for TP. Here padded rows are cut off before the product. The logits exist only for a slice
+of tokens at a time, and the ranks exchange two numbers a token.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """A model on Megatron's forward-only schedule that turns blocks of sequences into NLL sums.
 
-Every rank of a replica (TP x PP) walks through the same micro-batches, which it reads from the mapped corpus itself; the
-last pipeline stage turns hidden states into token NLLs.
+Every rank of a replica (TP x PP) walks through the same micro-batches, which it reads from the mapped corpus itself;
+the last pipeline stage turns hidden states into token NLLs.
 """
 
 import argparse
@@ -91,15 +91,17 @@ class Scorer:
 
     def _reduce(self, batch: MicroBatch, hidden_SBH: torch.Tensor, non_loss_data: bool = True) -> Any:
         """Row sums of the NLL of one micro-batch, with the positions of the rows; runs on the last stage."""
+        output_weight_VH = self._output_weight_VH
+        assert output_weight_VH is not None  # only the last stage is asked to reduce
         if self._config.sequence_parallel:
             hidden_SBH = gather_from_sequence_parallel_region(hidden_SBH)
         scored_BS = torch.from_numpy(batch.scored_BS).to(hidden_SBH.device)
         targets_BS = torch.from_numpy(batch.targets_BS).to(hidden_SBH.device)
         nll_T = token_nll(
-            hidden_SBH.transpose(0, 1)[scored_BS].to(self._output_weight_VH.dtype),
-            self._output_weight_VH,
+            hidden_SBH.transpose(0, 1)[scored_BS].to(output_weight_VH.dtype),
+            output_weight_VH,
             targets_BS[scored_BS],
-            first_row=mpu.get_tensor_model_parallel_rank() * len(self._output_weight_VH),
+            first_row=mpu.get_tensor_model_parallel_rank() * len(output_weight_VH),
             vocab_size=self.vocab_size,
             group=mpu.get_tensor_model_parallel_group(),
         )

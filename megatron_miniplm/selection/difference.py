@@ -10,8 +10,8 @@ def differences(
 ) -> np.ndarray:
     """Reference NLL minus teacher NLL; positive where the teacher knows better.
 
-    `mean` divides by the number of scored tokens, which is what the paper's released code ranks by; `sum` is the paper's
-    formula, log p_teacher(x) / p_reference(x). They rank alike only where all sequences have one length.
+    `mean` divides by the number of scored tokens, which is what the paper's released code ranks by; `sum` is the
+    paper's formula, log p_teacher(x) / p_reference(x). They rank alike only where all sequences have one length.
 
     Args:
         teacher_nll_N, reference_nll_N: NLL sums in nats.

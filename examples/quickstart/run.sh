@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# The whole road on a laptop, with public commands only: text -> tokenizer -> Megatron binaries -> reference and teacher ->
+# scores -> difference sampling -> two students, one on the refined half of the pool and one on the pool as it is.
+#
+# Every stage is the real one: Megatron-Core, tensor parallelism, megatron.training.pretrain. Without a GPU it runs on the
+# CPU. Every stage keeps what it finished, so the script can be killed and started again.
+#
+#   examples/quickstart/run.sh [OUTPUT_DIR]        default: runs/quickstart
+#   SEEDS="1 2 3" examples/quickstart/run.sh       students with several seeds; the table shows their mean
+set -euo pipefail
+
+RUN=${1:-runs/quickstart}
+SEEDS=${SEEDS:-1}
+export OMP_NUM_THREADS=1   # two single-threaded processes side by side use two cores better than one with two threads
+mkdir -p "$RUN/logs"
+SECONDS=0
+say() { printf '\n[%3d s] %s\n' "$SECONDS" "$*"; }
+
+# ---------------------------------------------------------------- data
+say "corpus: text of this Python installation, and held-out text that no stage below sees"
+[ -s "$RUN/text/pool.jsonl" ] || python examples/quickstart/build_corpus.py --output "$RUN/text"
+
+say "tokenizer and Megatron binaries"
+TOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model "$RUN/tokenizer")
+miniplm train-tokenizer --type bpe --vocab-size 2048 --input "$RUN/text/pool.jsonl" --max-bytes 4000000 \
+    --output "$RUN/tokenizer"
+for part in pool heldout; do
+    miniplm preprocess-data --input "$RUN/text/$part.jsonl" --output-prefix "$RUN/data/$part" \
+        "${TOKENIZER[@]}" --append-eod --workers 2
+done
+HELDOUT=$RUN/data/heldout_text_document
+
+say "split: one part trains teacher and reference, the other is the pool that they score"
+miniplm split-reference --input "$RUN/data/pool_text_document" --reference-fraction 0.35 --output "$RUN/split"
+
+# ---------------------------------------------------------------- training, with Megatron's own loop
+SEQ_LENGTH=128
+BATCH=32
+# train NAME PROCESSES ITERATIONS SEED DATA_ARGS <model flags>: a checkpoint and TensorBoard logs in $RUN/NAME
+train() {
+    local name=$1 processes=$2 iterations=$3 seed=$4 data=$5; shift 5
+    if [ "$(cat "$RUN/$name/checkpoint/latest_checkpointed_iteration.txt" 2>/dev/null)" = "$iterations" ]; then
+        echo "$name: already trained"; return
+    fi
+    torchrun --nproc-per-node "$processes" --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 \
+        -m megatron_miniplm.pretrain_gpt "$@" "${TOKENIZER[@]}" \
+        --swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear \
+        --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02 \
+        --seq-length $SEQ_LENGTH --max-position-embeddings $SEQ_LENGTH \
+        --micro-batch-size $((BATCH / processes)) --global-batch-size $BATCH --train-iters "$iterations" --seed "$seed" \
+        --lr 3e-3 --lr-decay-style constant --lr-warmup-iters 20 --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 \
+        --train-data-path $(cat "$data") --valid-data-path "$HELDOUT" \
+        --full-validation --multiple-validation-sets --validation-set-names heldout --eval-interval 50 --eval-iters 1 \
+        --log-interval 50 \
+        --save "$RUN/$name/checkpoint" --load "$RUN/$name/checkpoint" --save-interval 100 \
+        --tensorboard-dir "$RUN/$name/tensorboard" >> "$RUN/logs/$name.log" 2>&1 \
+        || { tail -n 30 "$RUN/logs/$name.log"; return 1; }
+    echo "$name: trained, $(grep -o 'lm loss value: [0-9.E+]*' "$RUN/logs/$name.log" | tail -n 1) on the held-out text"
+}
+both() { local failed=0 job; for job in $(jobs -p); do wait "$job" || failed=1; done; return $failed; }
+
+TEACHER=(--num-layers 4 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 4)
+REFERENCE=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 176 --num-attention-heads 2)
+STUDENT=(--num-layers 3 --hidden-size 96 --ffn-hidden-size 256 --num-attention-heads 3)
+
+say "teacher and reference model (logs in $RUN/logs)"
+train teacher 1 ${TEACHER_ITERS:-350} 1 "$RUN/split/reference/data_args.txt" "${TEACHER[@]}" &
+train reference 1 ${REFERENCE_ITERS:-200} 1 "$RUN/split/reference/data_args.txt" "${REFERENCE[@]}" &
+both
+
+# ---------------------------------------------------------------- scores
+# score NAME <layout>: NLL and token count of every sequence of the pool, in $RUN/scores/NAME
+score() {
+    local name=$1; shift
+    [ -s "$RUN/scores/$name/manifest.json" ] || torchrun --nproc-per-node 2 --rdzv-backend c10d \
+        --rdzv-endpoint 127.0.0.1:0 --no-python miniplm score-corpus \
+        --load "$RUN/$name/checkpoint" --use-checkpoint-args "${TOKENIZER[@]}" "$@" \
+        --seq-length $SEQ_LENGTH --micro-batch-size 64 \
+        --miniplm-corpus "$RUN/split/pool" --miniplm-scores "$RUN/scores/$name" --miniplm-block-sequences 2048 \
+        >> "$RUN/logs/score_$name.log" 2>&1 || { tail -n 30 "$RUN/logs/score_$name.log"; return 1; }
+    miniplm scores "$RUN/scores/$name"
+}
+say "scores of the teacher (tensor parallel, 2 ranks)"
+score teacher --tensor-model-parallel-size 2
+say "scores of the reference (data parallel, 2 ranks)"
+score reference
+
+# ---------------------------------------------------------------- difference sampling
+say "difference sampling: the half of the pool that the teacher knows best, compared with the reference"
+miniplm difference-sampling --teacher-scores "$RUN/scores/teacher" --reference-scores "$RUN/scores/reference" \
+    --ratio 0.5 --output "$RUN/refined"
+
+# ---------------------------------------------------------------- students
+say "students: same model, seed, schedule and number of tokens"
+for seed in $SEEDS; do
+    train "student-refined-$seed" 1 ${STUDENT_ITERS:-300} "$seed" "$RUN/refined/data_args.txt" "${STUDENT[@]}" &
+    train "student-conventional-$seed" 1 ${STUDENT_ITERS:-300} "$seed" "$RUN/split/pool/data_args.txt" "${STUDENT[@]}" &
+    both
+done
+
+say "comparison"
+runs() { for seed in $SEEDS; do printf ' %s' "$RUN/student-$1-$seed/tensorboard"; done; }
+miniplm compare-runs --tokens-per-sample $SEQ_LENGTH --output "$RUN/comparison" \
+    --run conventional $(runs conventional) --run refined $(runs refined)
+cat <<EOF
+
+refined data      $RUN/refined/data_args.txt   (miniplm inspect $RUN/refined)
+checkpoints       $RUN/student-*/checkpoint
+curves            $RUN/comparison/curves.png   (tensorboard --logdir $RUN)
+EOF
+say "done"

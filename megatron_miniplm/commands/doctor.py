@@ -1,0 +1,30 @@
+"""Print what is installed, what each absence costs, and the command that mends it.
+
+Ends with 2 if something stops Megatron programs from running.
+"""
+
+import argparse
+import dataclasses
+import json
+
+from megatron_miniplm.errors import EXIT_BAD_INPUT
+
+_MARKS = {"ok": "ok    ", "absent": "absent", "wrong": "WRONG "}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from megatron_miniplm.mcore.doctor import examine
+
+    findings = list(examine())
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{_MARKS[finding.status]}  {finding.name:<18}  {finding.found}")
+            if finding.status != "ok":
+                print(f"{'':28}costs: {finding.cost}\n{'':28}mend:  {finding.remedy}")
+    return EXIT_BAD_INPUT if any(finding.status == "wrong" for finding in findings) else 0

@@ -1,0 +1,36 @@
+"""Loss curves as a picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatron_miniplm.errors import InputError
+from megatron_miniplm.evaluation.curves import LossCurve
+
+
+def plot_curves(curves: Mapping[str, LossCurve], path: Path) -> None:
+    """Draw mean held-out loss against tokens, with a band of one standard error where there are several seeds.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError('a picture needs matplotlib: pip install "megatron-miniplm[eval]"') from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), constrained_layout=True)
+    for name, curve in curves.items():
+        millions_E = curve.tokens_E / 1e6
+        (line,) = axes.plot(millions_E, curve.mean_E, marker="o", markersize=3, label=name)
+        if (error_E := curve.standard_error_E) is not None:
+            axes.fill_between(
+                millions_E, curve.mean_E - error_E, curve.mean_E + error_E, color=line.get_color(), alpha=0.2
+            )
+    axes.set_xlabel("training tokens (millions)")
+    axes.set_ylabel("held-out loss (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.legend(title="trained on")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,14 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+from megatron_runs import TinyRun, train_tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A corpus and a model of 23,000 parameters that Megatron has trained on it for 4 iterations; about 25 s, once."""
+    return train_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))

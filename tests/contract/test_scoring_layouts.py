@@ -1,0 +1,130 @@
+"""Scores of a real Megatron checkpoint: equal in every layout, and equal to transformers'."""
+
+import numpy as np
+import pytest
+from huggingface_truth import nll_sum, read_checkpoint, to_huggingface
+from megatron_runs import (
+    ARCHITECTURE_FLAGS,
+    EDGE_LENGTHS,
+    VOCAB_SIZE,
+    TinyRun,
+    error_lines,
+    run,
+    score,
+    score_command,
+    write_corpus,
+)
+
+from megatron_miniplm.artifacts.scores import ScoreStore
+
+pytestmark = pytest.mark.slow
+
+LAYOUT_TOLERANCE_NATS = 1e-5  # a token; float32 sums in another order
+TRUTH_TOLERANCE_NATS = 2e-5  # a token; float32 against float64
+
+LAYOUTS = {
+    "tp2": (2, "--tensor-model-parallel-size 2"),
+    "pp2": (2, "--pipeline-model-parallel-size 2"),
+    "tp2-pp2": (4, "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2"),
+}
+
+
+@pytest.fixture(scope="module")
+def one_rank(tiny: TinyRun) -> ScoreStore:
+    return score(tiny, "one-rank")
+
+
+@pytest.fixture(scope="module")
+def sequences(tiny: TinyRun) -> list[np.ndarray]:
+    return [corpus.sequence(index) for corpus in tiny.corpora for index in range(len(corpus))]
+
+
+def largest_difference_nats(nll: np.ndarray, others: np.ndarray, num_tokens: np.ndarray) -> float:
+    """Per scored token."""
+    return float(np.max(np.abs(nll.astype(np.float64) - others) / np.maximum(num_tokens, 1)))
+
+
+def test_every_sequence_once_with_its_number_of_predictions(one_rank: ScoreStore, sequences: list[np.ndarray]) -> None:
+    scores = one_rank.read_all()
+    assert scores["num_tokens"].tolist() == [max(0, len(tokens) - 1) for tokens in sequences]
+    assert {len(tokens) for tokens in sequences} >= set(EDGE_LENGTHS)
+    assert np.all((scores["nll"] > 0) == (scores["num_tokens"] > 0))
+    assert one_rank.plan.num_blocks == 4
+
+
+def test_scores_are_those_of_transformers(one_rank: ScoreStore, tiny: TinyRun, sequences: list[np.ndarray]) -> None:
+    """Weights read by torch, model of transformers, windows one at a time, float64, without the padded rows."""
+    scores = one_rank.read_all()
+    weights = read_checkpoint(tiny.checkpoint / "iter_0000004")
+    truth = [nll_sum(to_huggingface(weights), tokens) for tokens in sequences]
+    assert largest_difference_nats(scores["nll"], truth, scores["num_tokens"]) < TRUTH_TOLERANCE_NATS
+    wrong = to_huggingface(weights, swap_gate_and_up=True)
+    wrong_nll = [nll_sum(wrong, tokens) for tokens in sequences]
+    assert largest_difference_nats(scores["nll"], wrong_nll, scores["num_tokens"]) > 0.01, "the comparison has no teeth"
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_agree(one_rank: ScoreStore, tiny: TinyRun, name: str) -> None:
+    num_processes, flags = LAYOUTS[name]
+    store = score(tiny, name, *flags.split(), num_processes=num_processes)
+    scores, expected = store.read_all(), one_rank.read_all()
+    assert np.array_equal(scores["num_tokens"], expected["num_tokens"])
+    assert largest_difference_nats(scores["nll"], expected["nll"], expected["num_tokens"]) < LAYOUT_TOLERANCE_NATS
+    assert store.identity == one_rank.identity
+
+
+def test_replicas_write_the_same_bytes(one_rank: ScoreStore, tiny: TinyRun) -> None:
+    store = score(tiny, "dp2", num_processes=2)
+    for block in range(one_rank.plan.num_blocks):
+        assert store.block_path(block).read_bytes() == one_rank.block_path(block).read_bytes()
+    for name in ("identity.json", "manifest.json"):
+        assert (store.directory / name).read_bytes() == (one_rank.directory / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            [*ARCHITECTURE_FLAGS, "--hidden-size", "64", "--kv-channels", "8"],
+            "iter_0000004 does not fit the flags: hidden_size is 32 there and 64 here: mend the flags, or give",
+        ),
+        (
+            [*ARCHITECTURE_FLAGS, "--make-vocab-size-divisible-by", "256"],
+            "iter_0000004 does not fit the flags: padded_vocab_size is 128 there and 256 here",
+        ),
+        # Shapes no tensor, and --use-checkpoint-args does not bring it back.
+        (["--use-checkpoint-args", "--norm-epsilon", "1e-3"], "epsilon is 1e-05 there and 0.001 here"),
+        (["--use-checkpoint-args", "--load", "nothing"], "nothing is not a Megatron checkpoint: it has no latest_check"),
+    ],
+    ids=["shape", "padded vocabulary", "no shape", "no checkpoint"],
+)
+def test_a_checkpoint_that_does_not_fit_is_one_line(tiny: TinyRun, flags: list[str], message: str) -> None:
+    directory = tiny.directory / "refused"
+    process = run(score_command(tiny.checkpoint, tiny.prefixes, directory, *flags))
+    assert process.returncode == 2
+    (line,) = error_lines(process.stderr)
+    assert message in line
+    assert not list(directory.rglob("*.npy"))
+
+
+def test_a_corpus_of_another_tokenizer_is_one_line(tiny: TinyRun) -> None:
+    foreign = write_corpus(tiny.directory / "foreign", [[1, 2], [3, VOCAB_SIZE]]).prefix
+    directory = tiny.directory / "refused"
+    process = run(score_command(tiny.checkpoint, [foreign], directory, "--use-checkpoint-args"))
+    assert process.returncode == 2
+    assert error_lines(process.stderr) == [
+        f"error: {foreign}: sequence 1 holds token 100, the tokenizer has 100: "
+        "give the tokenizer that the corpus was made with"
+    ]
+    assert not directory.exists()
+
+
+def test_scores_of_another_corpus_are_one_line(one_rank: ScoreStore, tiny: TinyRun) -> None:
+    prefixes = tiny.prefixes[::-1]
+    process = run(score_command(tiny.checkpoint, prefixes, one_rank.directory, "--use-checkpoint-args"))
+    assert process.returncode == 2
+    assert error_lines(process.stderr) == [
+        f"error: {one_rank.directory} holds scores of another corpus (name: first there, second here): "
+        "give another --miniplm-scores directory, or delete this one"
+    ]
+    one_rank.require_complete()

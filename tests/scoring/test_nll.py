@@ -1,0 +1,113 @@
+import math
+
+import pytest
+import torch
+from gloo_ranks import run_ranks
+from torch.nn.functional import cross_entropy
+
+from megatron_miniplm.scoring import nll
+from megatron_miniplm.scoring.nll import token_nll
+
+NUM_TOKENS, HIDDEN_SIZE, VOCAB_SIZE, PADDED_VOCAB_SIZE = 37, 16, 50, 64
+TOLERANCE_NATS = 1e-5
+
+
+def example(seed: int = 0, padded_rows: float = 1e3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states, an output matrix whose padding would dominate any sum that it enters, and targets."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden_TH = torch.randn(NUM_TOKENS, HIDDEN_SIZE, generator=generator)
+    weight_VH = torch.randn(PADDED_VOCAB_SIZE, HIDDEN_SIZE, generator=generator)
+    weight_VH[VOCAB_SIZE:] *= padded_rows
+    return hidden_TH, weight_VH, torch.randint(VOCAB_SIZE, (NUM_TOKENS,), generator=generator)
+
+
+def truth(hidden_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tensor) -> torch.Tensor:
+    """torch's own cross-entropy in float64 over the real rows."""
+    return cross_entropy(hidden_TH.double() @ weight_VH[:VOCAB_SIZE].double().t(), target_T, reduction="none")
+
+
+@pytest.mark.parametrize("slice_tokens", [1, 2, 7, NUM_TOKENS - 1, NUM_TOKENS, NUM_TOKENS + 1])
+def test_equals_cross_entropy_at_any_slice(monkeypatch: pytest.MonkeyPatch, slice_tokens: int) -> None:
+    monkeypatch.setattr(nll, "MAX_LOGITS", slice_tokens * VOCAB_SIZE)
+    hidden_TH, weight_VH, target_T = example()
+    nll_T = token_nll(hidden_TH, weight_VH, target_T, first_row=0, vocab_size=VOCAB_SIZE, group=None)
+    assert (nll_T.dtype, nll_T.shape) == (torch.float32, (NUM_TOKENS,))
+    torch.testing.assert_close(
+        nll_T.double(), truth(hidden_TH, weight_VH, target_T), rtol=1e-6, atol=TOLERANCE_NATS
+    )
+
+
+def test_a_slice_is_never_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nll, "MAX_LOGITS", 1)
+    assert len(token_nll(*example(), first_row=0, vocab_size=VOCAB_SIZE, group=None)) == NUM_TOKENS
+
+
+def test_uniform_closed_form() -> None:
+    """Zero real rows give every token ln V, however far the vocabulary is padded."""
+    hidden_TH, weight_VH, target_T = example()
+    weight_VH[:VOCAB_SIZE] = 0
+    nll_T = token_nll(hidden_TH, weight_VH, target_T, first_row=0, vocab_size=VOCAB_SIZE, group=None)
+    torch.testing.assert_close(nll_T, torch.full((NUM_TOKENS,), math.log(VOCAB_SIZE)))
+
+
+def test_large_logits_do_not_overflow() -> None:
+    hidden_TH, weight_VH, target_T = example()
+    nll_T = token_nll(hidden_TH * 1e3, weight_VH, target_T, first_row=0, vocab_size=VOCAB_SIZE, group=None)
+    torch.testing.assert_close(
+        nll_T.double(), truth(hidden_TH * 1e3, weight_VH, target_T), rtol=1e-5, atol=TOLERANCE_NATS
+    )
+
+
+def test_bfloat16_states_give_float32_scores() -> None:
+    hidden_TH, weight_VH, target_T = example()
+    nll_T = token_nll(
+        hidden_TH.bfloat16(), weight_VH.bfloat16(), target_T, first_row=0, vocab_size=VOCAB_SIZE, group=None
+    )
+    assert nll_T.dtype == torch.float32
+    expected_T = truth(hidden_TH.bfloat16(), weight_VH.bfloat16(), target_T)
+    torch.testing.assert_close(nll_T.double(), expected_T, rtol=0.02, atol=0.1)  # logits are rounded to 8 bits
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4, 16])
+def test_the_parts_of_all_ranks_make_the_whole(num_ranks: int) -> None:
+    """Of 16 ranks with 4 rows each the last three hold padding alone."""
+    hidden_TH, weight_VH, target_T = example()
+    rows = PADDED_VOCAB_SIZE // num_ranks
+    parts = [
+        nll._partial_softmax(
+            hidden_TH, weight_VH[start : min(start + rows, VOCAB_SIZE)], target_T - start
+        )
+        for start in range(0, PADDED_VOCAB_SIZE, rows)
+    ]
+    log_sums_RT, target_logits_RT = (torch.stack(column) for column in zip(*parts, strict=True))
+    assert torch.all((target_logits_RT > -torch.inf).sum(dim=0) == 1), "each target belongs to one rank"
+    nll_T = torch.logsumexp(log_sums_RT, dim=0) - target_logits_RT.amax(dim=0)
+    torch.testing.assert_close(
+        nll_T.double(), truth(hidden_TH, weight_VH, target_T), rtol=1e-6, atol=TOLERANCE_NATS
+    )
+
+
+def test_two_ranks_on_gloo_agree_with_one() -> None:
+    run_ranks(compare_with_one_rank, 2)
+
+
+def compare_with_one_rank(rank: int) -> None:
+    """Run on each rank: an even split, one whose second rank has mostly padding, one where it has nothing else."""
+    for rows in (32, 40, 50):
+        hidden_TH, weight_VH, target_T = example(seed=rows)
+        weight_VH = torch.nn.functional.pad(weight_VH, (0, 0, 0, 2 * rows - PADDED_VOCAB_SIZE), value=99.0)
+        local_VH = weight_VH[rank * rows : (rank + 1) * rows]
+        nll_T = token_nll(
+            hidden_TH,
+            local_VH,
+            target_T,
+            first_row=rank * rows,
+            vocab_size=VOCAB_SIZE,
+            group=torch.distributed.group.WORLD,
+        )
+        torch.testing.assert_close(
+            nll_T.double(), truth(hidden_TH, weight_VH, target_T), rtol=1e-6, atol=TOLERANCE_NATS
+        )
+        ranks_RT = [torch.empty_like(nll_T) for _ in range(2)]
+        torch.distributed.all_gather(ranks_RT, nll_T)
+        assert torch.equal(*ranks_RT), "both ranks hold the same bits"
