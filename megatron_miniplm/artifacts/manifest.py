@@ -41,7 +41,7 @@ class Manifest:
     """What `manifest.json` holds.
 
     Attributes:
-        kind: `corpus`, `view`, `tokenizer`, `scores`, `selection`, `split` or `text`.
+        kind: `corpus`, `view`, `views`, `tokenizer`, `scores`, `selection` or `split`.
         fingerprint: identity of the artifact's content.
         counts: totals, each key ending in its unit (`num_sequences`, `num_tokens`, `text_bytes`).
         settings: the flags that shaped the content; never the number of workers or ranks.

@@ -6,20 +6,19 @@ document that has tokens one more, and a document without tokens is a document b
 
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from megatron_miniplm.artifacts import Fingerprint, Manifest, digest_file, load_manifest
 from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of, manifest_path
-from megatron_miniplm.corpus.progress import ByteProgress
 from megatron_miniplm.corpus.readers import Batch, check_inputs, read_batches
 from megatron_miniplm.corpus.tokenizers import TextEncoder, load_encoder
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
 from megatron_miniplm.indexed.layout import bin_path, idx_path, optimal_dtype
-from megatron_miniplm.indexed.writer import write_index
+from megatron_miniplm.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +140,7 @@ def _encode_inputs(settings: BuildSettings, encoder: TextEncoder, plan: dict[Pat
             key: _Output(writer=stack.enter_context(IndexedWriter(settings.prefix(key), token_dtype)))
             for key in settings.json_keys
         }
-        progress = stack.enter_context(ByteProgress(sum(path.stat().st_size for path in settings.inputs)))
+        progress = stack.enter_context(Progress(sum(path.stat().st_size for path in settings.inputs), "B"))
         for batch in read_batches(settings.inputs, settings.json_keys):
             for key, output in outputs.items():
                 output.append(batch, key, encoder, eod_id)
@@ -151,16 +150,10 @@ def _encode_inputs(settings: BuildSettings, encoder: TextEncoder, plan: dict[Pat
 
 @dataclass(kw_only=True)
 class _Output:
-    """The pair of one key while it is written.
-
-    Attributes:
-        empty_documents: for every document without tokens, the number of sequences in front of it; arrays in order.
-    """
+    """The pair of one key while it is written."""
 
     writer: IndexedWriter
-    num_documents: int = 0
     text_bytes: int = 0
-    empty_documents: list[np.ndarray] = field(default_factory=list)
 
     def append(self, batch: Batch, key: str, encoder: TextEncoder, eod_id: int | None) -> None:
         tokens_T, lengths_D = encoder.encode(batch.texts[key])
@@ -172,24 +165,19 @@ class _Output:
         if eod_id is not None:
             tokens_T, lengths_D = append_eod(tokens_T, lengths_D, eod_id)
         has_tokens_D = lengths_D > 0
-        sequences_before_D = self.writer.num_sequences + np.cumsum(has_tokens_D)
-        self.empty_documents.append(sequences_before_D[~has_tokens_D])
-        self.writer.append(tokens_T, lengths_D[has_tokens_D])
-        self.num_documents += len(lengths_D)
+        self.writer.append(tokens_T, lengths_D[has_tokens_D], sequences_per_document_D=has_tokens_D)
         self.text_bytes += batch.text_bytes[key]
 
     def publish(self, origin: _Origin) -> Manifest:
         """Make the pair visible, its manifest last."""
         prefix = self.writer.prefix
         files = self.writer.close()
-        if self.num_documents > self.writer.num_sequences:
-            files |= self._index_empty_documents()
         manifest = Manifest(
             kind="corpus",
             fingerprint=IndexedCorpus.open(prefix).fingerprint(),
             counts={
                 "num_sequences": self.writer.num_sequences,
-                "num_documents": self.num_documents,
+                "num_documents": self.writer.num_documents,
                 "num_tokens": self.writer.num_tokens,
                 "text_bytes": self.text_bytes,
             },
@@ -200,17 +188,6 @@ class _Output:
         )
         manifest.write(prefix)
         return manifest
-
-    def _index_empty_documents(self) -> dict[str, dict[str, int | Fingerprint]]:
-        """Write the index again with the boundaries of documents without tokens; the writer knows none."""
-        written = IndexedCorpus.open(self.writer.prefix)
-        boundaries_D = np.sort(np.concatenate([written.boundaries_D, *self.empty_documents]))
-        return write_index(
-            self.writer.prefix,
-            token_dtype=written.token_dtype,
-            lengths_N=written.lengths_N,
-            boundaries_D=boundaries_D,
-        )
 
 
 def append_eod(tokens_T: np.ndarray, lengths_D: np.ndarray, eod_id: int) -> tuple[np.ndarray, np.ndarray]:

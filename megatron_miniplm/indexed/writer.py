@@ -20,36 +20,43 @@ _INDEX_CHUNK = 1 << 20  # sequences whose pointers are computed together
 class IndexedWriter:
     """Writes `<prefix>.bin/.idx`; nothing is visible under the prefix before `close`.
 
-    One document is one sequence, as in Megatron's `tools/preprocess_data.py`. Use as a context manager: an error in the
-    block leaves nothing behind.
+    Use as a context manager: an error in the block leaves nothing behind.
 
     Attributes:
-        num_sequences, num_tokens: written so far.
+        num_documents, num_sequences, num_tokens: written so far.
     """
 
     def __init__(self, prefix: Path, token_dtype: np.dtype) -> None:
         self.prefix = prefix
         self.token_dtype = np.dtype(token_dtype)
-        self.num_sequences = 0
-        self.num_tokens = 0
+        self.num_documents = self.num_sequences = self.num_tokens = 0
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary_bin = prefix.with_name(f".{prefix.name}.bin.{os.getpid()}{TEMPORARY_SUFFIX}")
-        self._temporary_lengths = prefix.with_name(f".{prefix.name}.lengths.{os.getpid()}{TEMPORARY_SUFFIX}")
-        self._bin: IO[bytes] = open(self._temporary_bin, "wb")  # noqa: SIM115 - closed by `close` or `abandon`
-        self._lengths: IO[bytes] = open(self._temporary_lengths, "wb")  # noqa: SIM115
+        self._bin = self._open("bin")
+        self._lengths = self._open("lengths")
+        self._boundaries = self._open("boundaries")
+        self._boundaries.write(np.zeros(1, POINTER_DTYPE).data)
         self._digest = hasher()
 
-    def append(self, tokens_T: np.ndarray, lengths_N: np.ndarray) -> None:
+    def append(
+        self, tokens_T: np.ndarray, lengths_N: np.ndarray, sequences_per_document_D: np.ndarray | None = None
+    ) -> None:
         """Add N sequences whose tokens lie one after the other.
 
         Args:
             tokens_T: token ids, any integer dtype; they must fit `token_dtype`.
             lengths_N: tokens of each sequence, summing to T.
+            sequences_per_document_D: how many of the sequences form each document, summing to N; 0 is a document
+                without tokens. By default every sequence is a document.
         """
         data = np.ascontiguousarray(tokens_T, dtype=self.token_dtype).data
         self._bin.write(data)
         self._digest.update(data)
         self._lengths.write(np.ascontiguousarray(lengths_N, dtype=LENGTH_DTYPE).data)
+        if sequences_per_document_D is None:
+            sequences_per_document_D = np.ones(len(lengths_N), np.int64)
+        stops_D = self.num_sequences + np.cumsum(sequences_per_document_D, dtype=POINTER_DTYPE)
+        self._boundaries.write(stops_D.data)
+        self.num_documents += len(sequences_per_document_D)
         self.num_sequences += len(lengths_N)
         self.num_tokens += len(tokens_T)
 
@@ -59,30 +66,29 @@ class IndexedWriter:
         Returns:
             The manifest's `files` entries of both.
         """
-        for stream in (self._bin, self._lengths):
-            stream.flush()
-            os.fsync(stream.fileno())
+        self._bin.flush()
+        os.fsync(self._bin.fileno())
+        for stream in self._streams():
             stream.close()
-        bin_bytes = self._temporary_bin.stat().st_size
+        bin_bytes = Path(self._bin.name).stat().st_size
         # Where an older pair is replaced, a crash must not leave its index or manifest beside the new data.
         for stale in (prefix_manifest_path(self.prefix), idx_path(self.prefix)):
             stale.unlink(missing_ok=True)
-        publish(self._temporary_bin, bin_path(self.prefix))
+        publish(Path(self._bin.name), bin_path(self.prefix))
         index = write_index(
             self.prefix,
             token_dtype=self.token_dtype,
-            lengths_N=self._map_lengths(),
-            boundaries_D=np.arange(self.num_sequences + 1, dtype=POINTER_DTYPE),
+            lengths_N=_map(self._lengths, LENGTH_DTYPE, self.num_sequences),
+            boundaries_D=_map(self._boundaries, POINTER_DTYPE, self.num_documents + 1),
         )
-        self._temporary_lengths.unlink()
+        self.abandon()
         return {bin_path(self.prefix).name: {"bytes": bin_bytes, "blake2b": self._digest.hexdigest()}, **index}
 
     def abandon(self) -> None:
-        """Remove everything written so far."""
-        self._bin.close()
-        self._lengths.close()
-        self._temporary_bin.unlink(missing_ok=True)
-        self._temporary_lengths.unlink(missing_ok=True)
+        """Remove what is not published."""
+        for stream in self._streams():
+            stream.close()
+            Path(stream.name).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -93,10 +99,16 @@ class IndexedWriter:
         if kind is not None:
             self.abandon()
 
-    def _map_lengths(self) -> np.ndarray:
-        if not self.num_sequences:
-            return np.zeros(0, LENGTH_DTYPE)
-        return np.memmap(self._temporary_lengths, LENGTH_DTYPE, mode="r")
+    def _open(self, part: str) -> IO[bytes]:
+        return open(self.prefix.with_name(f".{self.prefix.name}.{part}.{os.getpid()}{TEMPORARY_SUFFIX}"), "wb")
+
+    def _streams(self) -> tuple[IO[bytes], ...]:
+        return self._bin, self._lengths, self._boundaries
+
+
+def _map(stream: IO[bytes], dtype: np.dtype, count: int) -> np.ndarray:
+    """A finished temporary file as an array."""
+    return np.memmap(stream.name, dtype, mode="r") if count else np.zeros(0, dtype)
 
 
 def write_index(

@@ -3,7 +3,6 @@
 import argparse
 import importlib.metadata
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import InputError, Interrupted
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.mcore import models, program
+from megatron_miniplm.progress import Progress
 from megatron_miniplm.scoring.pool import Pool
 from megatron_miniplm.scoring.scorer import Scorer
 
@@ -99,14 +99,17 @@ def _score_blocks(store: ScoreStore, scorer: Scorer, pool: Pool, missing: Sequen
     """
     stop = _StopRequest()
     mine = blocks_of_replica(missing, mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size())
-    progress = _Progress(sum(len(store.plan.sequences(block)) for block in missing))
-    for block in mine:
-        nll_N, num_tokens_N = scorer.score(pool, store.plan.sequences(block))
-        if scorer.is_last_stage and mpu.get_tensor_model_parallel_rank() == 0:
-            store.write_block(block, nll_N, num_tokens_N)
-        progress.add(len(num_tokens_N), int(num_tokens_N.sum()))
-        if stop.agreed(mpu.get_model_parallel_group()):
-            break
+    num_replicas = mpu.get_data_parallel_world_size()  # the others are taken to be as fast as rank 0's
+    num_tokens = sum(int(pool.lengths(store.plan.sequences(block)).sum()) for block in missing)
+    with Progress(num_tokens, " tokens", visible=torch.distributed.get_rank() == 0) as progress:
+        for block in mine:
+            sequences = store.plan.sequences(block)
+            nll_N, num_tokens_N = scorer.score(pool, sequences)
+            if scorer.is_last_stage and mpu.get_tensor_model_parallel_rank() == 0:
+                store.write_block(block, nll_N, num_tokens_N)
+            progress.advance(int(pool.lengths(sequences).sum()) * num_replicas)
+            if stop.agreed(mpu.get_model_parallel_group()):
+                break
     if stop.agreed(None):
         raise Interrupted("told to stop; all finished blocks are kept, the same command continues")
 
@@ -141,29 +144,3 @@ class _StopRequest:
         flag = torch.tensor([int(self._received)], device=torch.cuda.current_device())
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=group)
         return bool(flag.item())
-
-
-class _Progress:
-    """A line on rank 0 every few seconds: share done, scored tokens a second over all replicas, time left."""
-
-    INTERVAL_SECONDS = 5.0
-
-    def __init__(self, num_sequences: int) -> None:
-        self._total = num_sequences
-        self._sequences = self._tokens = 0
-        self._replicas = mpu.get_data_parallel_world_size()
-        self._start = self._last = time.monotonic()
-
-    def add(self, num_sequences: int, num_tokens: int) -> None:
-        """Count one block of this replica; the others are taken to be as fast."""
-        self._sequences += num_sequences * self._replicas
-        self._tokens += num_tokens * self._replicas
-        now = time.monotonic()
-        if now - self._last < self.INTERVAL_SECONDS and self._sequences < self._total:
-            return
-        self._last = now
-        done = min(1.0, self._sequences / self._total)
-        elapsed = now - self._start
-        program.say_once(
-            f"scored {done:6.1%}  {self._tokens / elapsed:,.0f} tokens/s  {elapsed * (1 - done) / done:,.0f} s left"
-        )

@@ -1,0 +1,63 @@
+"""Progress towards a known total: a bar on a terminal, a line every few seconds elsewhere."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+logger = logging.getLogger(__name__)
+
+LINE_INTERVAL_SECONDS = 10.0
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+class Progress:
+    """Counts something towards a total; use as a context manager.
+
+    Args:
+        total: how many `unit`s there are.
+        unit: what is counted, such as `B` or ` tokens`.
+        visible: False on ranks that have nothing to say.
+    """
+
+    def __init__(self, total: int, unit: str, *, visible: bool = True) -> None:
+        from tqdm import tqdm
+
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self._visible = visible
+        self._on_terminal = sys.stderr.isatty()
+        self._started = self._last_line = time.monotonic()
+        self._bar = tqdm(total=total, unit=unit, unit_scale=True, disable=not (visible and self._on_terminal))
+
+    def advance(self, count: int) -> None:
+        self.done = min(self.total, self.done + count)
+        self._bar.update(count)
+        now = time.monotonic()
+        if self._visible and not self._on_terminal and now - self._last_line >= LINE_INTERVAL_SECONDS:
+            self._last_line = now
+            self._write_line(now - self._started)
+
+    def _write_line(self, elapsed_seconds: float) -> None:
+        rate = self.done / elapsed_seconds
+        left_seconds = (self.total - self.done) / rate if rate else float("inf")
+        share, total, speed = self.done / self.total, scaled(self.total, self.unit), scaled(rate, self.unit)
+        logger.info("%.1f%% of %s, %s/s, %.0f s left", 100 * share, total, speed, left_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+def scaled(value: float, unit: str) -> str:
+    """`12345678, "B"` as `12.3 MB`; `1500, " tokens"` as `1.5k tokens`."""
+    for size, prefix in _PREFIXES:
+        if value >= size:
+            return f"{value / size:.1f}{prefix}{unit}" if unit.startswith(" ") else f"{value / size:.1f} {prefix}{unit}"
+    return f"{value:.0f}{unit}" if unit.startswith(" ") else f"{value:.0f} {unit}"

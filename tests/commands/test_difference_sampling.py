@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+from megatron_runs import write_corpus
+from score_stores import write_scores
+
+from megatron_miniplm.cli import run_tool
+
+STORES = ["--teacher-scores", "teacher", "--reference-scores", "reference"]
+
+
+@pytest.fixture(autouse=True)
+def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences of 3, 1, 2 and 5 tokens; differences a token of 1, none, -0.5 and 0.25."""
+    monkeypatch.chdir(tmp_path)
+    corpora = [write_corpus(Path("web"), [[1, 2, 3], [4], [5, 6], [1, 2, 3, 4, 5]])]
+    write_scores(Path("teacher"), corpora, [1.0, 0.0, 3.0, 4.0])
+    write_scores(Path("reference"), corpora, [3.0, 0.0, 2.5, 5.0])
+
+
+def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool("difference-sampling", [*STORES, "--ratio", "0.5", "--output", "refined"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "refined: kept 2 of 4 sequences, 6 of 7 scored tokens",
+        "difference (nats a token): mean 0.2500, of the kept 0.6250, threshold 0.2500; negative share 0.3333",
+        "train on it with: --data-args-path refined/data_args.txt",
+    ]
+    assert (tmp_path / "refined" / "data_args.txt").read_text().startswith(f"8 {tmp_path}/refined/web_refined-")
+
+
+def test_sum_of_differences_and_share_of_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--ratio", "0.2", "--ratio-of", "tokens", "--score-reduction", "sum", "--output", "refined"]
+    assert run_tool("difference-sampling", [*STORES, *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "refined: kept 1 of 4 sequences, 2 of 7 scored tokens",
+        "difference (nats): mean 0.8333, of the kept 2.0000, threshold 2.0000; negative share 0.3333",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ratio", "0"], "--ratio 0.0 must lie in (0, 1]"),
+        (["--ratio", "nan"], "--ratio nan must lie in (0, 1]"),
+        (
+            ["--ratio", "1", "--teacher-scores", "none"],
+            "none is not a directory of scores: it has no identity.json",
+        ),
+    ],
+)
+def test_errors_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert run_tool("difference-sampling", [*STORES, "--output", "refined", *flags]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"error: {message}\n")
+    assert not (tmp_path / "refined").exists()
+
+
+def test_another_selection_in_the_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool("difference-sampling", [*STORES, "--ratio", "0.5", "--output", "refined"]) == 0
+    capsys.readouterr()
+    assert run_tool("difference-sampling", [*STORES, "--ratio", "0.25", "--output", "refined"]) == 2
+    assert capsys.readouterr().err == (
+        "error: refined holds another selection: give another --output, or delete it\n"
+    )
+
+
+def test_usage_errors_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        run_tool("difference-sampling", [*STORES, "--output", "refined"])
+    assert raised.value.code == 2
+    assert "the following arguments are required: --ratio" in capsys.readouterr().err
