@@ -135,11 +135,6 @@ def input_of(role: str, parent: Path, fingerprint: Fingerprint, *, relative_to: 
     return ArtifactInput(role=role, path=os.path.relpath(parent, relative_to), fingerprint=fingerprint)
 
 
-def resolve_input(artifact: Path, parent: ArtifactInput) -> Path:
-    """Where a parent lies, seen from here; `..` is resolved without following symlinks."""
-    return Path(os.path.normpath(manifest_path(artifact).parent / parent.path))
-
-
 def checksum_of(path: Path) -> dict[str, Any]:
     """The `files` entry of one finished file."""
     return {"bytes": path.stat().st_size, "blake2b": digest_file(path)}

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
-from megatron_miniplm.artifacts.inspection import find_faults, find_prefixes, summarize_prefix
 from megatron_miniplm.artifacts.lineage import lineage_lines, trace_lineage
 from megatron_miniplm.artifacts.manifest import is_prefix, load_manifest, manifest_path
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
+from megatron_miniplm.inspection import find_faults, find_prefixes, summarize_prefix
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

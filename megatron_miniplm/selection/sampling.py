@@ -8,13 +8,13 @@ import numpy as np
 from megatron_miniplm.artifacts.atomic import write_array, write_json
 from megatron_miniplm.artifacts.data_args import write_data_args
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, digest_array, digest_values
+from megatron_miniplm.artifacts.lineage import parent_path
 from megatron_miniplm.artifacts.manifest import (
     Manifest,
     checksum_of,
     input_of,
     load_manifest,
     manifest_path,
-    resolve_input,
 )
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
@@ -107,7 +107,7 @@ def _open_corpora(store: ScoreStore) -> list[IndexedCorpus]:
     for parent in load_manifest(store.directory).inputs:
         if parent.role != "corpus":
             continue
-        corpus = IndexedCorpus.open(resolve_input(store.directory, parent))
+        corpus = IndexedCorpus.open(parent_path(store.directory, parent))
         if (found := corpus.fingerprint()) != parent.fingerprint:
             raise FingerprintMismatchError(
                 f"{store.directory} was computed on {corpus.prefix.name} [{parent.fingerprint[:SHORT_HEX]}], but "

@@ -5,7 +5,7 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from megatron_miniplm.artifacts.inspection import find_faults
+from megatron_miniplm.inspection import find_faults
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, write_view
 from megatron_miniplm.indexed.layout import TOKEN_DTYPES, optimal_dtype
 

@@ -1,7 +1,6 @@
 """What an artifact on disk holds, and every way in which it can contradict itself.
 
-Indices and data are read in chunks, so memory does not grow with the corpus. Unlike the rest of this package it stands
-above `indexed`, which is why `artifacts/__init__.py` does not import it.
+Indices and data are read in chunks, so memory does not grow with the corpus.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,75 @@
+"""The patches meet the installed torch and Megatron; in processes of their own, which they change for good."""
+
+import subprocess
+import sys
+
+import pytest
+
+from megatron_miniplm.errors import UnsupportedMegatronError
+from megatron_miniplm.mcore.cpu_emulation import PATCHES, Patch
+
+EMULATED = """
+import os
+os.environ["MINIPLM_DEVICE"] = "cpu"
+from megatron_miniplm.mcore import cpu_emulation
+assert cpu_emulation.wanted() and not cpu_emulation.is_active()
+cpu_emulation.activate()
+import torch
+first = torch.cuda.current_stream
+cpu_emulation.activate()
+assert cpu_emulation.is_active() and torch.cuda.current_stream is first, "applied once a process"
+
+for device in ("cuda", "cuda:1", torch.device("cuda"), 0, torch.cuda.current_device(), None, "cpu"):
+    assert torch.zeros(2, device=device).device.type == "cpu"
+assert torch.zeros(2, device="meta").device.type == "meta"
+tensor = torch.arange(3.0)
+assert tensor.cuda() is tensor and tensor.to("cuda:0").device.type == "cpu"
+assert tensor.to(torch.float64).dtype == torch.float64 and tensor.to("cuda", torch.int32).dtype == torch.int32
+assert tensor.type() == "torch.cuda.FloatTensor"
+assert torch.cuda.is_available() and torch.cuda.device_count() >= 8
+with torch.cuda.stream(torch.cuda.Stream()):
+    torch.cuda.current_stream().wait_stream(torch.cuda.Stream())
+torch.cuda.synchronize()
+
+torch.manual_seed(5)
+state = torch.cuda.get_rng_state()
+drawn = torch.rand(4)
+torch.cuda.set_rng_state(state)
+assert torch.equal(torch.rand(4), drawn)
+
+state = torch.get_rng_state()
+loader = torch.utils.data.DataLoader([1, 2, 3], batch_size=3, pin_memory=True)
+assert next(iter(loader)).tolist() == [1, 2, 3]
+assert torch.equal(torch.get_rng_state(), state), "a new iterator leaves the generator alone"
+"""
+
+UNWANTED = """
+import torch
+torch.cuda.is_available = lambda: True
+from megatron_miniplm.mcore import cpu_emulation
+assert not cpu_emulation.wanted()
+"""
+
+
+@pytest.mark.parametrize("script", [EMULATED, UNWANTED], ids=["emulated", "unwanted"])
+def test_in_a_fresh_process(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINIPLM_DEVICE", raising=False)
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-4000:]
+
+
+@pytest.mark.parametrize(
+    "target", ["torch.cuda:no_such_call", "torch.cuda:NoSuchClass.call", "torch.no_such_module:call"]
+)
+def test_an_unknown_target_is_one_clear_line(target: str) -> None:
+    with pytest.raises(UnsupportedMegatronError) as raised:
+        Patch(target, lambda original: original, "training/training.py:1").apply()
+    message = str(raised.value)
+    assert message.startswith(f"CPU emulation expects {target} (for training/training.py:1), which is not there: ")
+    assert "install the versions of constraints.txt" in message
+    assert "\n" not in message
+
+
+def test_every_patch_names_the_line_that_needs_it() -> None:
+    assert all(patch.needed_by for patch in PATCHES)
+    assert len({patch.target for patch in PATCHES}) == len(PATCHES)

@@ -1,0 +1,34 @@
+import pytest
+
+from megatron_miniplm.mcore.cpu_flags import CPU_FLAGS, with_cpu_flags
+
+ALL_ADDED = [part for flag in CPU_FLAGS for part in flag.added]
+
+
+def test_nothing_given() -> None:
+    completed, added = with_cpu_flags(["--num-layers", "2"])
+    assert added == ALL_ADDED
+    assert completed == ["--num-layers", "2", *ALL_ADDED]
+    assert added[:4] == ["--transformer-impl", "local", "--distributed-backend", "gloo"]
+
+
+@pytest.mark.parametrize("form", ["--x value", "--x=value", "--x"])
+@pytest.mark.parametrize("name", [name for flag in CPU_FLAGS for name in flag.decided_by])
+def test_what_the_user_decided_is_left_alone(name: str, form: str) -> None:
+    argv = form.replace("--x", name).split()
+    completed, added = with_cpu_flags(argv)
+    assert completed[: len(argv)] == argv
+    assert added == [part for flag in CPU_FLAGS if name not in flag.decided_by for part in flag.added]
+
+
+def test_a_value_that_looks_like_a_flag_decides_nothing() -> None:
+    assert with_cpu_flags(["num-workers", "4"])[1] == ALL_ADDED
+
+
+def test_completing_twice_adds_nothing() -> None:
+    completed, _ = with_cpu_flags([])
+    assert with_cpu_flags(completed) == (completed, [])
+
+
+def test_every_flag_has_a_reason() -> None:
+    assert all(flag.reason and flag.added[0].startswith("--") for flag in CPU_FLAGS)

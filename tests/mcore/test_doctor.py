@@ -1,0 +1,41 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_miniplm.cli import run_tool
+from megatron_miniplm.mcore import doctor
+from megatron_miniplm.mcore.versions import MegatronInstallation
+
+
+def test_finds_what_is_installed_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool("doctor", ["--json"]) == 0
+    findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert findings["megatron-core"]["status"] == "ok"
+    assert findings["dataset helpers"]["found"] == "compiled"
+    for finding in findings.values():
+        assert finding["status"] == "ok" or (finding["cost"] and finding["remedy"]), finding
+
+
+def test_a_missing_megatron_is_wrong_and_ends_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "find_megatron", lambda: MegatronInstallation(version=None, has_training=False))
+    assert run_tool("doctor", []) == 2
+    lines = capsys.readouterr().out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("WRONG   megatron-core"))
+    assert "megatron-core is not installed" in lines[at]
+    assert lines[at + 2].strip() == 'mend:  pip install "megatron-core>=0.18,<0.20"'
+
+
+def test_the_unrelated_apex_of_the_package_index_is_recognised(tmp_path: Path) -> None:
+    """NVIDIA's has `apex.multi_tensor_apply`; the web toolkit of that name has not."""
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    code = "from megatron_miniplm.mcore.doctor import _apex; print(_apex().status, _apex().remedy)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith("wrong pip uninstall apex; build it from NVIDIA's repository")
