@@ -18,7 +18,7 @@ say() { printf '\n[%3d s] %s\n' "$SECONDS" "$*"; }
 
 # ---------------------------------------------------------------- data
 say "corpus: text of this Python installation, and held-out text that no stage below sees"
-[ -s "$RUN/text/pool.jsonl" ] || python examples/quickstart/build_corpus.py --output "$RUN/text"
+[ -s "$RUN/text/pool.jsonl" ] || python examples/quickstart/build_corpus.py --output "$RUN/text" --pool-bytes 9000000
 
 say "tokenizer and Megatron binaries"
 TOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model "$RUN/tokenizer")
@@ -64,8 +64,8 @@ REFERENCE=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 176 --num-attention
 STUDENT=(--num-layers 3 --hidden-size 96 --ffn-hidden-size 256 --num-attention-heads 3)
 
 say "teacher and reference model (logs in $RUN/logs)"
-train teacher 1 ${TEACHER_ITERS:-350} 1 "$RUN/split/reference/data_args.txt" "${TEACHER[@]}" &
-train reference 1 ${REFERENCE_ITERS:-200} 1 "$RUN/split/reference/data_args.txt" "${REFERENCE[@]}" &
+train teacher 1 300 1 "$RUN/split/reference/data_args.txt" "${TEACHER[@]}" &
+train reference 1 200 1 "$RUN/split/reference/data_args.txt" "${REFERENCE[@]}" &
 both
 
 # ---------------------------------------------------------------- scores
@@ -93,8 +93,8 @@ miniplm difference-sampling --teacher-scores "$RUN/scores/teacher" --reference-s
 # ---------------------------------------------------------------- students
 say "students: same model, seed, schedule and number of tokens"
 for seed in $SEEDS; do
-    train "student-refined-$seed" 1 ${STUDENT_ITERS:-300} "$seed" "$RUN/refined/data_args.txt" "${STUDENT[@]}" &
-    train "student-conventional-$seed" 1 ${STUDENT_ITERS:-300} "$seed" "$RUN/split/pool/data_args.txt" "${STUDENT[@]}" &
+    train "student-refined-$seed" 1 250 "$seed" "$RUN/refined/data_args.txt" "${STUDENT[@]}" &
+    train "student-conventional-$seed" 1 250 "$seed" "$RUN/split/pool/data_args.txt" "${STUDENT[@]}" &
     both
 done
 

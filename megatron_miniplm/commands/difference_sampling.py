@@ -40,12 +40,9 @@ def run(arguments: argparse.Namespace) -> None:
         f"{summary['num_kept_scored_tokens']:,} of {summary['num_scored_tokens']:,} scored tokens"
     )
     unit = "nats a token" if arguments.score_reduction == "mean" else "nats"
-    shown = {name: "none" if summary[name] is None else f"{summary[name]:.4f}" for name in _SHOWN}
+    threshold = "none" if summary["threshold"] is None else f"{summary['threshold']:.4f}"
     print(
-        f"difference ({unit}): mean {shown['mean_difference']}, of the kept {shown['mean_kept_difference']}, "
-        f"threshold {shown['threshold']}; negative share {shown['negative_fraction']}"
+        f"difference ({unit}): mean {summary['mean_difference']:.4f}, of the kept "
+        f"{summary['mean_kept_difference']:.4f}, threshold {threshold}; negative {summary['negative_fraction']:.1%}"
     )
     print(f"train on it with: --data-args-path {arguments.output}/data_args.txt")
-
-
-_SHOWN = ("mean_difference", "mean_kept_difference", "threshold", "negative_fraction")

@@ -1,5 +1,6 @@
 """Held-out loss against training tokens, from the TensorBoard logs that Megatron writes."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ def _read_run(log_dir: Path, validation_set: str | None) -> dict[int, float]:
 
     if not log_dir.is_dir():
         raise InputError(f"{log_dir} is not a directory of TensorBoard logs")
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of every file that it has read to the end
     events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
     events.Reload()
     sets = {match["set"]: match[0] for tag in events.Tags()["scalars"] if (match := VALIDATION_TAG.fullmatch(tag))}

@@ -70,6 +70,8 @@ def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | 
 
     def extended(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser.formatter_class = _PlainHelp
+        if not {"-h", "--help"} & set(sys.argv):
+            parser.usage = "%(prog)s <flags>   (--help lists Megatron's and ours)"  # not 700 lines before an error
         return add_arguments(parser) if add_arguments else parser
 
     # `--eval-interval` has no default, and the training loop divides by it.

@@ -131,6 +131,8 @@ def _read_differences(teacher: ScoreStore, reference: ScoreStore, reduction: str
             f"sequence {first} has {ours['num_tokens'][first]} scored tokens in {teacher.directory} and "
             f"{theirs['num_tokens'][first]} in {reference.directory}: score both with the same settings"
         )
+    if not ours["num_tokens"].any():
+        raise InputError(f"{teacher.directory} has no scored tokens: the corpus has no sequence of two tokens or more")
     return differences(ours["nll"], theirs["nll"], ours["num_tokens"], reduction), ours["num_tokens"]
 
 
@@ -161,18 +163,15 @@ def _write_prefixes(
 
 def _statistics(value_N: np.ndarray, num_tokens_N: np.ndarray, kept_K: np.ndarray) -> dict[str, Any]:
     """Numbers that tell whether the selection makes sense; differences in the unit of the reduction."""
-    scored_N = np.isfinite(value_N)
+    scored_N = num_tokens_N > 0
+    kept_scored_K = kept_K[scored_N[kept_K]]
     return {
         "num_sequences": len(value_N),
         "num_kept": len(kept_K),
         "num_scored_tokens": int(num_tokens_N.sum(dtype=np.int64)),
         "num_kept_scored_tokens": int(num_tokens_N[kept_K].sum(dtype=np.int64)),
-        "threshold": _finite(value_N[kept_K].min()),
-        "mean_difference": _finite(value_N[scored_N].mean()) if scored_N.any() else None,
-        "mean_kept_difference": _finite(value_N[kept_K].mean()),
-        "negative_fraction": float((value_N[scored_N] < 0).mean()) if scored_N.any() else None,
+        "threshold": float(threshold) if np.isfinite(threshold := value_N[kept_K].min()) else None,
+        "mean_difference": float(value_N[scored_N].mean()),
+        "mean_kept_difference": float(value_N[kept_scored_K].mean()),
+        "negative_fraction": float((value_N[scored_N] < 0).mean()),
     }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

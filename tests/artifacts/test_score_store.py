@@ -137,7 +137,10 @@ def truncate(path: Path) -> None:
     [
         (truncate, r"blocks/00000001.npy cannot be read \(.*\): delete it and score again"),
         (lambda path: path.write_bytes(b""), r"blocks/00000001.npy cannot be read \(.*\): delete it and score again"),
-        (lambda path: path.write_text("not an array"), r"00000001.npy cannot be read \(.*\): delete it and score again"),
+        (
+            lambda path: path.write_text("not an array"),
+            r"00000001.npy cannot be read \(.*\): delete it and score again",
+        ),
         (
             lambda path: np.save(path, np.zeros(2, SCORE_DTYPE)),
             r"holds \(2,\) of .*, expected \(3,\) of .*: delete it and score again",
@@ -203,7 +206,9 @@ def test_finish_removes_what_a_killed_process_left(store: ScoreStore) -> None:
         store.write_block(block, np.ones(len(store.plan.sequences(block))), np.ones(len(store.plan.sequences(block))))
     (store.directory / "blocks" / ".00000001.npy.4194304.tmp").write_bytes(b"half")
     store.finish((), VERSIONS)
-    assert {path.name for path in (store.directory / "blocks").iterdir()} == {f"0000000{block}.npy" for block in range(3)}
+    assert {path.name for path in (store.directory / "blocks").iterdir()} == {
+        f"0000000{block}.npy" for block in range(3)
+    }
 
 
 def test_equal_scores_give_equal_bytes_in_any_order_of_blocks(

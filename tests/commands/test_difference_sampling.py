@@ -22,7 +22,7 @@ def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert run_tool("difference-sampling", [*STORES, "--ratio", "0.5", "--output", "refined"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "refined: kept 2 of 4 sequences, 6 of 7 scored tokens",
-        "difference (nats a token): mean 0.2500, of the kept 0.6250, threshold 0.2500; negative share 0.3333",
+        "difference (nats a token): mean 0.2500, of the kept 0.6250, threshold 0.2500; negative 33.3%",
         "train on it with: --data-args-path refined/data_args.txt",
     ]
     assert (tmp_path / "refined" / "data_args.txt").read_text().startswith(f"8 {tmp_path}/refined/web_refined-")
@@ -33,7 +33,7 @@ def test_sum_of_differences_and_share_of_tokens(capsys: pytest.CaptureFixture[st
     assert run_tool("difference-sampling", [*STORES, *flags]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == [
         "refined: kept 1 of 4 sequences, 2 of 7 scored tokens",
-        "difference (nats): mean 0.8333, of the kept 2.0000, threshold 2.0000; negative share 0.3333",
+        "difference (nats): mean 0.8333, of the kept 2.0000, threshold 2.0000; negative 33.3%",
     ]
 
 
@@ -61,9 +61,7 @@ def test_another_selection_in_the_output(capsys: pytest.CaptureFixture[str]) -> 
     assert run_tool("difference-sampling", [*STORES, "--ratio", "0.5", "--output", "refined"]) == 0
     capsys.readouterr()
     assert run_tool("difference-sampling", [*STORES, "--ratio", "0.25", "--output", "refined"]) == 2
-    assert capsys.readouterr().err == (
-        "error: refined holds another selection: give another --output, or delete it\n"
-    )
+    assert capsys.readouterr().err == ("error: refined holds another selection: give another --output, or delete it\n")
 
 
 def test_usage_errors_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:

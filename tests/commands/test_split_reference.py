@@ -22,7 +22,9 @@ def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_part_can_be_split_again_by_its_directory(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_tool("split-reference", ["--input", "web", "--reference-fraction", "0.5", "--output", "first"]) == 0
-    assert run_tool("split-reference", ["--input", "first/pool", "--reference-fraction", "0.5", "--output", "second"]) == 0
+    assert (
+        run_tool("split-reference", ["--input", "first/pool", "--reference-fraction", "0.5", "--output", "second"]) == 0
+    )
     assert capsys.readouterr().out.splitlines()[1] == "second: 5 sequences in reference/, 5 in pool/"
 
 
@@ -30,7 +32,10 @@ def test_a_part_can_be_split_again_by_its_directory(capsys: pytest.CaptureFixtur
     ("flags", "message"),
     [
         (["--input", "web", "--reference-fraction", "1"], "--reference-fraction 1.0 must lie in (0, 1)"),
-        (["--input", "web", "--reference-fraction", "0.01"], "--reference-fraction 0.01 of 20 sequences leaves one part"),
+        (
+            ["--input", "web", "--reference-fraction", "0.01"],
+            "--reference-fraction 0.01 of 20 sequences leaves one part",
+        ),
         (["--input", "web", "web"], "web stands twice in the corpus: give each prefix once"),
         (["--input", "."], ". is a directory without data_args.txt: give prefixes, or a split or selection"),
         (["--input", "none"], "none.idx does not exist: give the prefix of a .bin/.idx pair, without extension"),

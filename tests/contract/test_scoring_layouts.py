@@ -94,7 +94,10 @@ def test_replicas_write_the_same_bytes(one_rank: ScoreStore, tiny: TinyRun) -> N
         ),
         # Shapes no tensor, and --use-checkpoint-args does not bring it back.
         (["--use-checkpoint-args", "--norm-epsilon", "1e-3"], "epsilon is 1e-05 there and 0.001 here"),
-        (["--use-checkpoint-args", "--load", "nothing"], "nothing is not a Megatron checkpoint: it has no latest_check"),
+        (
+            ["--use-checkpoint-args", "--load", "nothing"],
+            "nothing is not a Megatron checkpoint: it has no latest_check",
+        ),
     ],
     ids=["shape", "padded vocabulary", "no shape", "no checkpoint"],
 )

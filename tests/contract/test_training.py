@@ -26,7 +26,9 @@ def one_epoch(prefix: Path, cache: Path) -> GPTDataset:
         blend=([str(prefix)], None),
         split="100,0,0",
         path_to_cache=str(cache),
-        tokenizer=build_tokenizer(SimpleNamespace(tokenizer_type="NullTokenizer", vocab_size=VOCAB_SIZE, pad_vocab_size=False)),
+        tokenizer=build_tokenizer(
+            SimpleNamespace(tokenizer_type="NullTokenizer", vocab_size=VOCAB_SIZE, pad_vocab_size=False)
+        ),
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,

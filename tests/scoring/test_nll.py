@@ -32,9 +32,7 @@ def test_equals_cross_entropy_at_any_slice(monkeypatch: pytest.MonkeyPatch, slic
     hidden_TH, weight_VH, target_T = example()
     nll_T = token_nll(hidden_TH, weight_VH, target_T, first_row=0, vocab_size=VOCAB_SIZE, group=None)
     assert (nll_T.dtype, nll_T.shape) == (torch.float32, (NUM_TOKENS,))
-    torch.testing.assert_close(
-        nll_T.double(), truth(hidden_TH, weight_VH, target_T), rtol=1e-6, atol=TOLERANCE_NATS
-    )
+    torch.testing.assert_close(nll_T.double(), truth(hidden_TH, weight_VH, target_T), rtol=1e-6, atol=TOLERANCE_NATS)
 
 
 def test_a_slice_is_never_empty(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,17 +72,13 @@ def test_the_parts_of_all_ranks_make_the_whole(num_ranks: int) -> None:
     hidden_TH, weight_VH, target_T = example()
     rows = PADDED_VOCAB_SIZE // num_ranks
     parts = [
-        nll._partial_softmax(
-            hidden_TH, weight_VH[start : min(start + rows, VOCAB_SIZE)], target_T - start
-        )
+        nll._partial_softmax(hidden_TH, weight_VH[start : min(start + rows, VOCAB_SIZE)], target_T - start)
         for start in range(0, PADDED_VOCAB_SIZE, rows)
     ]
     log_sums_RT, target_logits_RT = (torch.stack(column) for column in zip(*parts, strict=True))
     assert torch.all((target_logits_RT > -torch.inf).sum(dim=0) == 1), "each target belongs to one rank"
     nll_T = torch.logsumexp(log_sums_RT, dim=0) - target_logits_RT.amax(dim=0)
-    torch.testing.assert_close(
-        nll_T.double(), truth(hidden_TH, weight_VH, target_T), rtol=1e-6, atol=TOLERANCE_NATS
-    )
+    torch.testing.assert_close(nll_T.double(), truth(hidden_TH, weight_VH, target_T), rtol=1e-6, atol=TOLERANCE_NATS)
 
 
 def test_two_ranks_on_gloo_agree_with_one() -> None:

@@ -18,7 +18,9 @@ def test_literal(reduction: str, expected: list[float]) -> None:
 
 
 def test_mean_is_the_default() -> None:
-    assert np.array_equal(differences(TEACHER, REFERENCE, NUM_TOKENS), differences(TEACHER, REFERENCE, NUM_TOKENS, "mean"))
+    assert np.array_equal(
+        differences(TEACHER, REFERENCE, NUM_TOKENS), differences(TEACHER, REFERENCE, NUM_TOKENS, "mean")
+    )
 
 
 def test_the_difference_of_two_large_sums_is_taken_in_float64() -> None:

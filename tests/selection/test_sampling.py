@@ -189,9 +189,7 @@ def test_no_scores(teacher: Path, output: Path) -> None:
     )
 
 
-def test_differing_numbers_of_tokens(
-    teacher: Path, tmp_path: Path, corpora: list[IndexedCorpus], output: Path
-) -> None:
+def test_differing_numbers_of_tokens(teacher: Path, tmp_path: Path, corpora: list[IndexedCorpus], output: Path) -> None:
     other = write_scores(tmp_path / "scores" / "other", corpora, REFERENCE, [*NUM_SCORED[:5], 2, 1]).directory
     assert refusal(FingerprintMismatchError, teacher, other, output) == (
         f"sequence 5 has 3 scored tokens in {teacher} and 2 in {other}: score both with the same settings"

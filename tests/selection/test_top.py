@@ -37,9 +37,7 @@ def test_top_sequences_equals_a_full_sort(case: tuple[list[float], int]) -> None
 @example([(1.0, 3)], 1e-9)
 @example([(1.0, 3), (1.0, 3)], 1.0)
 @example([(1.0, 0), (-math.inf, 4)], 0.5)
-def test_top_tokens_is_the_smallest_top_set_that_holds_enough(
-    sequences: list[tuple[float, int]], ratio: float
-) -> None:
+def test_top_tokens_is_the_smallest_top_set_that_holds_enough(sequences: list[tuple[float, int]], ratio: float) -> None:
     values, num_tokens = map(list, zip(*sequences, strict=True))
     target = ratio * sum(num_tokens)
     expected, held = [], 0

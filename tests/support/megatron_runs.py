@@ -37,7 +37,10 @@ DATA_FLAGS = (
     f"--seq-length {CONTEXT_TOKENS} --tokenizer-type NullTokenizer --vocab-size {VOCAB_SIZE} "
     f"--make-vocab-size-divisible-by {PADDED_VOCAB_SIZE}"
 ).split()
-TRAINING_FLAGS = ["--micro-batch-size", "2", "--global-batch-size", "4", "--lr", "1e-2", "--lr-decay-style", "constant", "--split", "100,0,0", "--eval-iters", "0", "--log-interval", "1"]
+TRAINING_FLAGS = [
+    *("--micro-batch-size", "2", "--global-batch-size", "4", "--lr", "1e-2", "--lr-decay-style", "constant"),
+    *("--split", "100,0,0", "--eval-iters", "0", "--log-interval", "1"),
+]
 #: What decides how a sequence is cut: nothing to predict, one prediction, just one window, just two, many.
 EDGE_LENGTHS = (0, 1, 2, CONTEXT_TOKENS, CONTEXT_TOKENS + 1, CONTEXT_TOKENS + 2, 3 * CONTEXT_TOKENS, 0)
 

@@ -78,7 +78,7 @@ def test_flags_of_megatrons_own_program_are_refused() -> None:
 
 
 def test_flags_that_megatron_refuses_are_one_line() -> None:
-    flags = [*FLAGS, "--data-path", "none", "--num-query-groups", "3"]
+    flags = [*FLAGS, "--data-path", "none", "--hidden-size", "30"]
     process = run([sys.executable, "-m", "megatron_miniplm.pretrain_gpt", *flags])
     assert process.returncode == 2
     (line,) = error_lines(process.stderr)
