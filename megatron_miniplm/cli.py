@@ -8,11 +8,12 @@ programs have their own parser (Megatron's) and are listed by module only.
 import argparse
 import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
-from megatron_miniplm.errors import EXIT_RESUMABLE, MiniPLMError
+from megatron_miniplm.errors import EXIT_RESUMABLE, MiniPLMError, unusable_path
 
 #: Subcommand -> (module, one line of help), in the order in which data flows.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -65,18 +66,24 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
         return int(module.run(arguments) or 0)
     except MiniPLMError as error:
         return report(error)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()  # `| head` closed the pipe: no traceback, and nothing more to print
+            return 0
+        return report(unusable_path(error))
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return EXIT_RESUMABLE
-    except BrokenPipeError:
-        sys.stderr.close()  # `| head` closed the pipe: no traceback, and nothing more to print
-        return 0
 
 
 def report(error: MiniPLMError) -> int:
-    """Print the one line that a user's error deserves; returns its exit code."""
-    if not error.reported_elsewhere:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    """Print the one line that a user's error deserves; returns its exit code.
+
+    Of many ranks the first prints it, and one of each other node, in case that the error is that node's own.
+    """
+    rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
+    if rank == "0" or (local_rank == "0" and not error.reported_elsewhere):
+        print(f"error: {error}" if rank == "0" else f"[rank {rank}] error: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 
 

@@ -23,6 +23,11 @@ class InputError(MiniPLMError):
     """A file, flag or value that the user gave cannot be used."""
 
 
+def unusable_path(error: OSError) -> InputError:
+    """What the operating system said of a path: no permission, no space, not a directory."""
+    return InputError(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
+
+
 class CorruptArtifactError(MiniPLMError):
     """An artifact on disk contradicts itself or its manifest."""
 

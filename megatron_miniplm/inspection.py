@@ -119,9 +119,10 @@ def find_faults(artifact: Path) -> list[str]:
         try:
             manifest = load_manifest(artifact)
         except MiniPLMError as error:
-            return [*faults, str(error)]
-        faults += [*verify_files(artifact, manifest), *_parent_faults(artifact, manifest)]
-    return list(dict.fromkeys(faults))  # a directory's manifest may list files that a prefix's lists too
+            faults.append(str(error))
+        else:
+            faults += [*verify_files(artifact, manifest), *_parent_faults(artifact, manifest)]
+    return list(dict.fromkeys(faults))  # the faults of a prefix may be those of its directory's manifest too
 
 
 def _corpus_faults(prefix: Path) -> list[str]:
@@ -129,21 +130,7 @@ def _corpus_faults(prefix: Path) -> list[str]:
         corpus = IndexedCorpus.open(prefix)
     except MiniPLMError as error:
         return [str(error)]
-    return [*_surplus_faults(corpus), *_token_faults(corpus), *_fingerprint_faults(corpus)]
-
-
-def _surplus_faults(corpus: IndexedCorpus) -> Iterator[str]:
-    """A corpus owns all of its data; a view selects from it."""
-    stop_bytes = 0
-    for start in range(0, len(corpus), _SEQUENCE_CHUNK):
-        lengths = corpus.lengths_N[start : start + _SEQUENCE_CHUNK].astype(np.int64)
-        stops = corpus.pointers_N[start : start + _SEQUENCE_CHUNK] + lengths * corpus.token_dtype.itemsize
-        stop_bytes = max(stop_bytes, int(stops.max()))
-    if not corpus.is_view and stop_bytes < corpus.bin_bytes:
-        yield (
-            f"{bin_path(corpus.prefix)} has {corpus.bin_bytes} bytes, the last sequence of its index ends at "
-            f"{stop_bytes}: the .idx belongs to a shorter .bin; copy or preprocess the pair again"
-        )
+    return [*_token_faults(corpus), *_fingerprint_faults(corpus)]
 
 
 def _token_faults(corpus: IndexedCorpus) -> Iterator[str]:
@@ -165,15 +152,10 @@ def _token_faults(corpus: IndexedCorpus) -> Iterator[str]:
 
 
 def _fingerprint_faults(corpus: IndexedCorpus) -> Iterator[str]:
-    if not manifest_path(corpus.prefix).exists():
-        return
     try:
-        recorded = load_manifest(corpus.prefix).fingerprint
-    except MiniPLMError:
-        return  # `find_faults` reports the manifest itself
-    found = corpus.fingerprint()
-    if found != recorded:
-        yield f"{corpus.prefix} has fingerprint {found}, its manifest says {recorded}: its files are not those written"
+        corpus.verified_fingerprint()
+    except MiniPLMError as error:
+        yield str(error)
 
 
 def _parent_faults(artifact: Path, manifest: Manifest) -> Iterator[str]:

@@ -18,9 +18,7 @@ def test_off_a_terminal_a_line_is_logged_once_an_interval(
     assert capsys.readouterr().err == ""
 
 
-def test_an_invisible_progress_says_nothing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_invisible_progress_says_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     seconds = iter([0.0, 100.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
     with caplog.at_level(logging.INFO), Progress(10, " tokens", visible=False) as shown:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
+from megatron_miniplm.artifacts.manifest import is_prefix
 from megatron_miniplm.errors import InputError
 
 #: Flags that Megatron's parser insists on and that mean nothing to scoring.
@@ -47,12 +48,12 @@ def run(argv: Sequence[str]) -> None:
     from megatron_miniplm.mcore import program
 
     sys.argv[1:] = argv
+    if not {"-h", "--help"} & set(argv):
+        _check_paths(argv)
     program.prepare()
     args = program.parse(add_arguments, defaults=UNUSED_BUT_REQUIRED)
     if args.miniplm_window_overlap is None:
         args.miniplm_window_overlap = args.seq_length // 4
-    if args.miniplm_block_sequences < 1:
-        raise InputError(f"--miniplm-block-sequences {args.miniplm_block_sequences} must be at least 1")
     prefixes = expand_prefixes(args.miniplm_corpus)
     program.initialize()
     try:
@@ -61,3 +62,18 @@ def run(argv: Sequence[str]) -> None:
         score_corpus(args, prefixes)
     finally:
         program.shut_down()
+
+
+def _check_paths(argv: Sequence[str]) -> None:
+    """Refuse what cannot work at once, not after the seconds that importing Megatron takes."""
+    from megatron_miniplm.mcore.models import checkpoint_directory
+
+    parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
+    parser.add_argument("--load")
+    arguments, _ = parser.parse_known_args(argv)
+    checkpoint_directory(arguments.load)
+    for prefix in expand_prefixes(arguments.miniplm_corpus):
+        if not is_prefix(prefix):
+            raise InputError(f"{prefix}.idx does not exist: give the prefix of a .bin/.idx pair, without extension")
+    if arguments.miniplm_block_sequences < 1:
+        raise InputError(f"--miniplm-block-sequences {arguments.miniplm_block_sequences} must be at least 1")

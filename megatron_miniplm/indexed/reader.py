@@ -5,7 +5,14 @@ from typing import Self
 
 import numpy as np
 
-from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file, digest_file_samples, digest_values
+from megatron_miniplm.artifacts.fingerprint import (
+    SHORT_HEX,
+    Fingerprint,
+    digest_file,
+    digest_file_samples,
+    digest_values,
+)
+from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed.layout import (
     HEADER,
@@ -86,6 +93,20 @@ class IndexedCorpus:
         stop = start + int(self.lengths_N[index]) * self.token_dtype.itemsize
         return self._tokens[start:stop].view(self.token_dtype)
 
+    def verified_fingerprint(self) -> Fingerprint:
+        """The fingerprint, after comparing it with the manifest where there is one.
+
+        Raises:
+            CorruptArtifactError: the files are no longer those that were written.
+        """
+        found = self.fingerprint()
+        if manifest_path(self.prefix).exists() and (recorded := load_manifest(self.prefix).fingerprint) != found:
+            raise CorruptArtifactError(
+                f"{self.prefix} has fingerprint {found[:SHORT_HEX]}, its manifest says {recorded[:SHORT_HEX]}: "
+                "its files have changed since they were written; make them again"
+            )
+        return found
+
     def fingerprint(self) -> Fingerprint:
         """Identity by content: every byte of the index, size and samples of the data.
 
@@ -95,8 +116,9 @@ class IndexedCorpus:
         return digest_values("indexed", digest_file(idx_path(self.prefix)), digest_file_samples(bin_path(self.prefix)))
 
     def _check_pointers(self) -> None:
-        """Every sequence lies inside the `.bin`, aligned to the token size, with a length of zero or more."""
+        """Every sequence lies inside the `.bin`, aligned to the token size, and a corpus owns all of its `.bin`."""
         itemsize = self.token_dtype.itemsize
+        stop_bytes = 0
         for start in range(0, len(self), _CHECK_CHUNK):
             lengths = self.lengths_N[start : start + _CHECK_CHUNK].astype(np.int64)
             pointers = self.pointers_N[start : start + _CHECK_CHUNK]
@@ -109,6 +131,13 @@ class IndexedCorpus:
                     f"bytes at byte {pointers[first]}, but {bin_path(self.prefix).name} has {self.bin_bytes} bytes: "
                     "the .bin is truncated or belongs to another .idx; copy or preprocess it again"
                 )
+            stop_bytes = max(stop_bytes, int((pointers + lengths * itemsize).max()))
+        if not self.is_view and stop_bytes < self.bin_bytes:
+            raise CorruptArtifactError(
+                f"{bin_path(self.prefix)} has {self.bin_bytes} bytes, the last sequence of its index ends at "
+                f"{stop_bytes}: the .idx belongs to a shorter .bin, or its token dtype ({self.token_dtype}) is not "
+                "that of the data; copy or preprocess the pair again"
+            )
 
     def _check_boundaries(self) -> None:
         """Documents start at 0, never go back, and end at the number of sequences; an empty document is allowed."""

@@ -37,7 +37,7 @@ def write_view(
         The prefix of the view.
     """
     sequences_K = sequences_K.astype("<i8")  # unsigned differences would wrap
-    source_fingerprint = source.fingerprint()
+    source_fingerprint = source.verified_fingerprint()
     content = digest_values("view", source_fingerprint, digest_array(sequences_K))
     prefix = directory / f"{source.prefix.name}_{label}-{content[:SHORT_HEX]}"
     directory.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from megatron_miniplm.errors import InputError, MiniPLMError
+from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
 from megatron_miniplm.mcore.cpu_flags import with_cpu_flags
 from megatron_miniplm.mcore.versions import find_megatron, has_dataset_helpers
 
@@ -136,6 +136,8 @@ def on_rank_zero(check: Callable[[], Any]) -> Any:
             outcome[0] = check()
         except MiniPLMError as error:
             outcome[1] = error
+        except OSError as error:
+            outcome[1] = unusable_path(error)
     torch.distributed.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         outcome[1].reported_elsewhere = torch.distributed.get_rank() != 0

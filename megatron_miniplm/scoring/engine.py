@@ -66,7 +66,7 @@ def _identity(args: argparse.Namespace, prefixes: Sequence[Path], checkpoint: Pa
     return {
         "model": {"weights": models.weights_fingerprint(checkpoint), "architecture": models.architecture(args)},
         "corpus": [
-            {"name": corpus.prefix.name, "fingerprint": corpus.fingerprint(), "num_sequences": len(corpus)}
+            {"name": corpus.prefix.name, "fingerprint": corpus.verified_fingerprint(), "num_sequences": len(corpus)}
             for corpus in corpora
         ],
         "settings": {

@@ -41,14 +41,16 @@ def split_reference(
             f"--reference-fraction {reference_fraction} of {num_sequences} sequences leaves one part empty"
         )
     settings = {"reference_fraction": reference_fraction, "seed": seed}
-    fingerprint = digest_values("split", [corpus.fingerprint() for corpus in corpora], settings)
+    fingerprints = [corpus.verified_fingerprint() for corpus in corpora]
+    fingerprint = digest_values("split", fingerprints, settings)
     if manifest_path(output_dir).exists() and load_manifest(output_dir).fingerprint != fingerprint:
         raise InputError(f"{output_dir} holds another split: give another --output, or delete it")
 
     is_reference_N = np.zeros(num_sequences, bool)
     is_reference_N[np.random.default_rng(seed).permutation(num_sequences)[:num_reference]] = True
     inputs = tuple(
-        input_of("corpus", corpus.prefix, corpus.fingerprint(), relative_to=output_dir) for corpus in corpora
+        input_of("corpus", corpus.prefix, found, relative_to=output_dir)
+        for corpus, found in zip(corpora, fingerprints, strict=True)
     )
     for part, is_part_N in ((REFERENCE, is_reference_N), (POOL, ~is_reference_N)):
         _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)

@@ -107,6 +107,7 @@ def test_without_the_manifest_a_store_is_incomplete(finished: ScoreStore) -> Non
 def test_a_stranger_is_refused_by_name(
     store: ScoreStore, identity: dict[str, Any], change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
+    store.write_block(0, np.ones(3), np.ones(3))
     before = directory_bytes(store.directory)
     stranger = copy.deepcopy(identity)
     change(stranger)

@@ -174,7 +174,6 @@ CORRUPTIONS = {
         lambda prefix: os.truncate(f"{prefix}.bin", 184),
         [
             "pile.bin has 184 bytes, the last sequence of its index ends at 180",
-            "pile has fingerprint",
             "pile.bin has 184 bytes, its manifest says 180",
         ],
     ),

@@ -6,6 +6,7 @@ from huggingface_truth import nll_sum, read_checkpoint, to_huggingface
 from megatron_runs import (
     ARCHITECTURE_FLAGS,
     EDGE_LENGTHS,
+    PADDED_VOCAB_SIZE,
     VOCAB_SIZE,
     TinyRun,
     error_lines,
@@ -22,9 +23,10 @@ pytestmark = pytest.mark.slow
 LAYOUT_TOLERANCE_NATS = 1e-5  # a token; float32 sums in another order
 TRUTH_TOLERANCE_NATS = 2e-5  # a token; float32 against float64
 
+#: Name -> processes and flags; one of them also with other micro-batches.
 LAYOUTS = {
     "tp2": (2, "--tensor-model-parallel-size 2"),
-    "pp2": (2, "--pipeline-model-parallel-size 2"),
+    "pp2": (2, "--pipeline-model-parallel-size 2 --micro-batch-size 3"),
     "tp2-pp2": (4, "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2"),
 }
 
@@ -107,7 +109,23 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(tiny: TinyRun, flags: list[s
     assert process.returncode == 2
     (line,) = error_lines(process.stderr)
     assert message in line
-    assert not list(directory.rglob("*.npy"))
+    assert not directory.exists(), "the same directory must do once the flags are mended"
+
+
+def test_an_error_of_every_rank_is_printed_once(tiny: TinyRun) -> None:
+    """The launcher adds its own report of failed children, so only our lines are counted."""
+    command = score_command(
+        tiny.checkpoint,
+        tiny.prefixes,
+        tiny.directory / "refused",
+        *(*ARCHITECTURE_FLAGS, "--norm-epsilon", "1e-3", "--tensor-model-parallel-size", "2"),
+        *("--make-vocab-size-divisible-by", str(PADDED_VOCAB_SIZE // 2)),
+        num_processes=2,
+    )
+    process = run(command)
+    assert process.returncode != 0
+    (line,) = (line for line in process.stderr.splitlines() if line.startswith("error: "))
+    assert "epsilon is 1e-05 there and 0.001 here" in line
 
 
 def test_a_corpus_of_another_tokenizer_is_one_line(tiny: TinyRun) -> None:

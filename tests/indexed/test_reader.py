@@ -1,10 +1,13 @@
 import re
 import struct
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from megatron_miniplm.artifacts import Manifest
 from megatron_miniplm.errors import CorruptArtifactError, InputError
-from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
 from megatron_miniplm.indexed.layout import HEADER
 
 DTYPE_CODE_OFFSET = 17
@@ -138,3 +141,27 @@ def test_fingerprint_follows_content_not_path(write_corpus):
 
 def test_fingerprint_golden(literal_corpus):
     assert literal_corpus.fingerprint() == "ce51e8ebc0834f75faa5404552e56c30"
+
+
+def test_an_index_of_another_dtype_is_refused(tmp_path: Path) -> None:
+    """Declared as uint16, int32 data would read as twice as many sequences' worth of interleaved zeros."""
+    with IndexedWriter(tmp_path / "pile", np.dtype("<i4")) as writer:
+        writer.append(np.arange(5), np.array([2, 3]))
+        writer.close()
+    with open(tmp_path / "pile.idx", "r+b") as stream:
+        stream.seek(17)
+        stream.write(b"\x08")
+    with pytest.raises(CorruptArtifactError, match=r"its token dtype \(uint16\) is not that of the data"):
+        IndexedCorpus.open(tmp_path / "pile")
+
+
+def test_a_changed_corpus_does_not_pass_for_the_one_that_was_written(tmp_path: Path) -> None:
+    prefix = tmp_path / "pile"
+    with IndexedWriter(prefix, np.dtype("<u2")) as writer:
+        writer.append(np.arange(5), np.array([2, 3]))
+        writer.close()
+    corpus = IndexedCorpus.open(prefix)
+    assert corpus.verified_fingerprint() == corpus.fingerprint(), "without a manifest there is nothing to compare"
+    Manifest(kind="corpus", fingerprint="00" * 16, counts={}).write(prefix)
+    with pytest.raises(CorruptArtifactError, match="its manifest says 00000000: its files have changed"):
+        corpus.verified_fingerprint()

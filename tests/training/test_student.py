@@ -83,3 +83,11 @@ def test_flags_that_megatron_refuses_are_one_line() -> None:
     assert process.returncode == 2
     (line,) = error_lines(process.stderr)
     assert line.startswith("error: Megatron refuses these flags: ")
+
+
+def test_data_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    flags = [*FLAGS, "--data-path", str(tmp_path / "none")]
+    process = run([sys.executable, "-m", "megatron_miniplm.pretrain_gpt", *flags])
+    assert process.returncode == 2
+    (line,) = error_lines(process.stderr)
+    assert f"cannot be found at the path prefix {tmp_path / 'none'}" in line
