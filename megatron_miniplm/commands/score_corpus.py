@@ -48,6 +48,9 @@ def run(argv: Sequence[str]) -> None:
     from megatron_miniplm.mcore import program
 
     sys.argv[1:] = argv
+    if "--tokenizer-model" in argv:
+        # `--use-checkpoint-args` would put the checkpoint's tokenizer in place of the one given, without a word.
+        sys.argv.append("--no-use-tokenizer-model-from-checkpoint-args")
     if not {"-h", "--help"} & set(argv):
         _check_paths(argv)
     program.prepare()

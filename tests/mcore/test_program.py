@@ -3,7 +3,8 @@ import socket
 import pytest
 from gloo_ranks import run_ranks
 
-from megatron_miniplm.errors import FingerprintMismatchError, InputError
+from megatron_miniplm.cli import report
+from megatron_miniplm.errors import FingerprintMismatchError, InputError, NonFiniteScoreError
 from megatron_miniplm.mcore import program
 from megatron_miniplm.mcore.program import megatron_errors
 
@@ -72,3 +73,18 @@ def check_on_rank_zero(rank: int) -> None:
     with pytest.raises(InputError, match="no such corpus") as raised:
         program.on_rank_zero(refuse)
     assert raised.value.reported_elsewhere == (rank != 0)
+
+
+@pytest.mark.parametrize(
+    ("rank", "elsewhere", "is_printed"), [("0", False, True), ("3", False, True), ("3", True, False)]
+)
+def test_an_error_that_one_rank_alone_has_is_printed_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, elsewhere: bool, is_printed: bool
+) -> None:
+    """Such as a NaN, which only the last pipeline stage sees, or a disk that is full on one node."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    error = NonFiniteScoreError("sequence 4 has an NLL of nan")
+    error.reported_elsewhere = elsewhere
+    assert report(error) == 2
+    assert ("error: sequence 4 has an NLL of nan" in capsys.readouterr().err) == is_printed
