@@ -77,13 +77,11 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
 
 
 def report(error: MiniPLMError) -> int:
-    """Print the one line that a user's error deserves; returns its exit code.
-
-    Of many ranks the first prints it, and one of each other node, in case that the error is that node's own.
-    """
-    rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
-    if rank == "0" or (local_rank == "0" and not error.reported_elsewhere):
-        print(f"error: {error}" if rank == "0" else f"[rank {rank}] error: {error}", file=sys.stderr, flush=True)
+    """Print the one line that a user's error deserves, with the rank if that is not the first; returns its exit code."""
+    if not error.reported_elsewhere:
+        rank = os.environ.get("RANK", "0")
+        place = "" if rank == "0" else f"[rank {rank}] "
+        print(f"{place}error: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 
 

@@ -5,18 +5,17 @@
 The megatron-core wheel has the training loop but not `pretrain_gpt.py`; this is ours, and adds nothing to the loop.
 """
 
+import sys
+
+from megatron_miniplm.cli import report
+from megatron_miniplm.errors import MiniPLMError
 from megatron_miniplm.mcore import program
 
-program.prepare()  # at import, so that the spawned processes of asynchronous saves get it too
+try:
+    program.prepare()  # at import: the spawned processes of asynchronous saves import this module again
+    from megatron_miniplm.training import student
 
-import sys  # noqa: E402
-
-from megatron_miniplm.cli import report  # noqa: E402
-from megatron_miniplm.errors import MiniPLMError  # noqa: E402
-from megatron_miniplm.training import student  # noqa: E402
-
-if __name__ == "__main__":
-    try:
+    if __name__ == "__main__":
         student.main()
-    except MiniPLMError as error:
-        sys.exit(report(error))
+except MiniPLMError as error:
+    sys.exit(report(error))

@@ -18,7 +18,7 @@ say() { printf '\n[%3d s] %s\n' "$SECONDS" "$*"; }
 
 # ---------------------------------------------------------------- data
 say "corpus: text of this Python installation, and held-out text that no stage below sees"
-[ -s "$RUN/text/pool.jsonl" ] || python examples/quickstart/build_corpus.py --output "$RUN/text" --pool-bytes 9000000
+[ -s "$RUN/text/pool.jsonl" ] || python examples/quickstart/build_corpus.py --output "$RUN/text" --pool-bytes 7500000
 
 say "tokenizer and Megatron binaries"
 TOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model "$RUN/tokenizer")
@@ -35,7 +35,7 @@ miniplm split-reference --input "$RUN/data/pool_text_document" --reference-fract
 
 # ---------------------------------------------------------------- training, with Megatron's own loop
 SEQ_LENGTH=128
-BATCH=32
+BATCH=16
 # train NAME PROCESSES ITERATIONS SEED DATA_ARGS <model flags>: a checkpoint and TensorBoard logs in $RUN/NAME
 train() {
     local name=$1 processes=$2 iterations=$3 seed=$4 data=$5; shift 5
@@ -50,9 +50,9 @@ train() {
         --micro-batch-size $((BATCH / processes)) --global-batch-size $BATCH --train-iters "$iterations" --seed "$seed" \
         --lr 3e-3 --lr-decay-style constant --lr-warmup-iters 20 --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 \
         --train-data-path $(cat "$data") --valid-data-path "$HELDOUT" \
-        --full-validation --multiple-validation-sets --validation-set-names heldout --eval-interval 50 --eval-iters 1 \
+        --full-validation --multiple-validation-sets --validation-set-names heldout --eval-interval 100 --eval-iters 1 \
         --log-interval 50 \
-        --save "$RUN/$name/checkpoint" --load "$RUN/$name/checkpoint" --save-interval 100 \
+        --save "$RUN/$name/checkpoint" --load "$RUN/$name/checkpoint" --save-interval 250 \
         --tensorboard-dir "$RUN/$name/tensorboard" >> "$RUN/logs/$name.log" 2>&1 \
         || { tail -n 30 "$RUN/logs/$name.log"; return 1; }
     echo "$name: trained, $(grep -o 'lm loss value: [0-9.E+]*' "$RUN/logs/$name.log" | tail -n 1) on the held-out text"
@@ -64,8 +64,8 @@ REFERENCE=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 176 --num-attention
 STUDENT=(--num-layers 3 --hidden-size 96 --ffn-hidden-size 256 --num-attention-heads 3)
 
 say "teacher and reference model (logs in $RUN/logs)"
-train teacher 1 300 1 "$RUN/split/reference/data_args.txt" "${TEACHER[@]}" &
-train reference 1 200 1 "$RUN/split/reference/data_args.txt" "${REFERENCE[@]}" &
+train teacher 1 500 1 "$RUN/split/reference/data_args.txt" "${TEACHER[@]}" &
+train reference 1 300 1 "$RUN/split/reference/data_args.txt" "${REFERENCE[@]}" &
 both
 
 # ---------------------------------------------------------------- scores
@@ -93,8 +93,8 @@ miniplm difference-sampling --teacher-scores "$RUN/scores/teacher" --reference-s
 # ---------------------------------------------------------------- students
 say "students: same model, seed, schedule and number of tokens"
 for seed in $SEEDS; do
-    train "student-refined-$seed" 1 250 "$seed" "$RUN/refined/data_args.txt" "${STUDENT[@]}" &
-    train "student-conventional-$seed" 1 250 "$seed" "$RUN/split/pool/data_args.txt" "${STUDENT[@]}" &
+    train "student-refined-$seed" 1 500 "$seed" "$RUN/refined/data_args.txt" "${STUDENT[@]}" &
+    train "student-conventional-$seed" 1 500 "$seed" "$RUN/split/pool/data_args.txt" "${STUDENT[@]}" &
     both
 done
 

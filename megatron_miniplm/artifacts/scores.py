@@ -62,13 +62,13 @@ class ScoreStore:
 
     @classmethod
     def create_or_resume(cls, directory: Path, identity: dict[str, Any]) -> Self:
-        """Start a store, or continue one that was started with the same identity.
+        """Start a store, or continue one that was started with the same identity. One without a block is started anew.
 
         Raises:
             FingerprintMismatchError: the directory holds scores of something else.
         """
         path = directory / IDENTITY
-        if path.exists():
+        if path.exists() and any((directory / "blocks").glob("*.npy")):
             store = cls.open(directory)
             for part in ("corpus", "model", "settings"):
                 if store.identity[part] != identity[part]:

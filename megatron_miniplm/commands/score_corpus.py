@@ -17,7 +17,7 @@ from megatron_miniplm.artifacts.manifest import is_prefix
 from megatron_miniplm.errors import InputError
 
 #: Flags that Megatron's parser insists on and that mean nothing to scoring.
-UNUSED_BUT_REQUIRED = {"train_iters": 1, "lr": 1e-4, "eval_iters": 0}
+UNUSED_BUT_REQUIRED = {"train_iters": 1, "lr": 1e-4}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -51,10 +51,11 @@ def run(argv: Sequence[str]) -> None:
     if "--tokenizer-model" in argv:
         # `--use-checkpoint-args` would put the checkpoint's tokenizer in place of the one given, without a word.
         sys.argv.append("--no-use-tokenizer-model-from-checkpoint-args")
-    if not {"-h", "--help"} & set(argv):
-        _check_paths(argv)
-    program.prepare()
-    args = program.parse(add_arguments, defaults=UNUSED_BUT_REQUIRED)
+    with program.alike_on_all_ranks():
+        if not {"-h", "--help"} & set(argv):
+            _check_paths(argv)
+        program.prepare()
+        args = program.parse(add_arguments, defaults=UNUSED_BUT_REQUIRED)
     if args.miniplm_window_overlap is None:
         args.miniplm_window_overlap = args.seq_length // 4
     prefixes = expand_prefixes(args.miniplm_corpus)

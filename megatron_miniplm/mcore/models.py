@@ -1,6 +1,7 @@
 """Build and load models through Megatron's own builders, for training and for scoring."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samp
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.program import megatron_errors
 
-#: What decides a decoder's function beside its weights. A checkpoint and the flags must agree on each; several of them
-#: (rotary base, activation, epsilon) shape no tensor, so that a mismatch would load without a word and score wrongly.
+#: What decides a decoder's function beside its weights, by its name in Megatron's args. A checkpoint and the flags must
+#: agree on each; several (rotary base, epsilon) shape no tensor, so that a mismatch would load without a word and score
+#: wrongly.
 ARCHITECTURE = (
     "num_layers",
     "hidden_size",
@@ -22,13 +24,21 @@ ARCHITECTURE = (
     "rotary_base",
     "rotary_percent",
     "rotary_interleaved",
+    "rotary_seq_len_interpolation_factor",
     "use_rope_scaling",
+    "rope_scaling_factor",
     "normalization",
-    "norm_epsilon",
-    "apply_layernorm_1p",
+    "layernorm_epsilon",
+    "layernorm_zero_centered_gamma",
     "qk_layernorm",
+    "qk_l2_norm",
+    "window_size",
+    "softmax_type",
+    "attention_output_gate",
+    "multi_latent_attention",
     "swiglu",
     "squared_relu",
+    "quick_geglu",
     "add_bias_linear",
     "add_qkv_bias",
     "untie_embeddings_and_output_weights",
@@ -117,7 +127,6 @@ def load_for_scoring(args: argparse.Namespace) -> list[Any]:
     from megatron.training import get_model
     from megatron.training.checkpointing import load_checkpoint
 
-    check_architecture(args, checkpoint_directory(args.load))
     args.no_load_optim = args.no_load_rng = True
     args.exit_on_missing_checkpoint = True
     chunks = get_model(model_provider, wrap_with_ddp=False)
@@ -141,6 +150,8 @@ def checkpoint_directory(load: str | None) -> Path:
         iteration = tracker.read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{load} is not a Megatron checkpoint: it has no {tracker.name}") from None
+    if iteration != "release" and not iteration.isdecimal():
+        raise InputError(f"{tracker} holds {iteration[:40]!r}, expected an iteration or 'release': write it again")
     directory = Path(load) / ("release" if iteration == "release" else f"iter_{int(iteration):07d}")
     if not directory.is_dir():
         raise InputError(f"{tracker} names iteration {iteration}, but {directory} does not exist")
@@ -153,20 +164,10 @@ def check_architecture(args: argparse.Namespace, directory: Path) -> None:
     Raises:
         InputError: they differ; the message names each flag with both values.
     """
-    from megatron.core import dist_checkpointing
-
-    if not dist_checkpointing.check_is_distributed_checkpoint(str(directory)):
-        return  # the legacy `torch` format: its loader compares shapes itself
-    trained = dist_checkpointing.load_common_state_dict(str(directory)).get("args")
-    if trained is None:
-        return
-    missing = object()
     differences = [
-        f"{name} is {theirs} there and {getattr(args, name)} here"
-        for name in ARCHITECTURE
-        if (theirs := getattr(trained, name, missing)) is not missing
-        and theirs != getattr(args, name, missing)
-        and not (name == "num_query_groups" and not args.group_query_attention)
+        f"{name} is {theirs} there and {getattr(args, name, None)} here"
+        for name, theirs in _trained_architecture(directory).items()
+        if theirs != getattr(args, name, None) and not (name == "num_query_groups" and not args.group_query_attention)
     ]
     if differences:
         raise InputError(
@@ -175,9 +176,30 @@ def check_architecture(args: argparse.Namespace, directory: Path) -> None:
         )
 
 
+def take_architecture(args: argparse.Namespace, directory: Path) -> None:
+    """What Megatron's `--use-checkpoint-args` leaves out: epsilon, q/k norm, rope scaling and other quiet ones.
+
+    `load_args_from_checkpoint` (training/checkpointing.py:1894) restores sizes and most switches before validation; the
+    rest only matters when the model is built, and is taken over here.
+    """
+    for name, value in _trained_architecture(directory).items():
+        setattr(args, name, value)
+
+
+def _trained_architecture(directory: Path) -> dict[str, Any]:
+    """The part of `ARCHITECTURE` that a checkpoint records; nothing in the legacy format, which keeps no such file."""
+    from megatron.core import dist_checkpointing
+
+    if not dist_checkpointing.check_is_distributed_checkpoint(str(directory)):
+        return {}
+    trained = dist_checkpointing.load_common_state_dict(str(directory)).get("args")
+    return {name: getattr(trained, name) for name in ARCHITECTURE if hasattr(trained, name)}
+
+
 def architecture(args: argparse.Namespace) -> dict[str, Any]:
-    """The architecture part of a model's identity, JSON-serialisable."""
-    return {name: getattr(args, name, None) for name in ARCHITECTURE}
+    """The architecture part of a model's identity, as it will be read back from JSON."""
+    values = {name: getattr(args, name, None) for name in ARCHITECTURE}
+    return json.loads(json.dumps(values, default=str))
 
 
 def weights_fingerprint(directory: Path) -> Fingerprint:

@@ -123,6 +123,16 @@ def megatron_errors(what: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def alike_on_all_ranks() -> Iterator[None]:
+    """Where every rank meets the same error, because they all look at the same flags: rank 0 prints it."""
+    try:
+        yield
+    except MiniPLMError as error:
+        error.reported_elsewhere = os.environ.get("RANK", "0") != "0"
+        raise
+
+
 def on_rank_zero(check: Callable[[], Any]) -> Any:
     """Run `check` on rank 0 only and give its result to all: one process reads, a thousand do not.
 

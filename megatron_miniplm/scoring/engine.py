@@ -37,6 +37,8 @@ def score_corpus(args: argparse.Namespace, prefixes: Sequence[Path]) -> None:
     directory = Path(args.miniplm_scores)
     vocab_size = get_tokenizer().vocab_size
     checkpoint = models.checkpoint_directory(args.load)
+    if args.use_checkpoint_args:
+        models.take_architecture(args, checkpoint)
     identity = program.on_rank_zero(lambda: _identity(args, prefixes, checkpoint, vocab_size))
     missing = program.on_rank_zero(lambda: ScoreStore.create_or_resume(directory, identity).missing_blocks())
     store = ScoreStore(directory, identity)
@@ -58,16 +60,23 @@ def score_corpus(args: argparse.Namespace, prefixes: Sequence[Path]) -> None:
 
 def _identity(args: argparse.Namespace, prefixes: Sequence[Path], checkpoint: Path, vocab_size: int) -> dict[str, Any]:
     """What is scored with what. The layout (TP, PP, DP) and the micro-batch size are not part of it."""
+    models.check_architecture(args, checkpoint)
     corpora = [IndexedCorpus.open(prefix) for prefix in prefixes]
     for corpus in corpora:
         _check_vocabulary(corpus, vocab_size)
     if not any(len(corpus) for corpus in corpora):
         raise InputError("the corpus has no sequences")
+    fingerprints = [corpus.verified_fingerprint() for corpus in corpora]
+    if len(set(fingerprints)) < len(fingerprints):
+        twins = [
+            str(prefix) for prefix, found in zip(prefixes, fingerprints, strict=True) if fingerprints.count(found) > 1
+        ]
+        raise InputError(f"{' and '.join(twins)} are the same corpus: give each once")
     return {
         "model": {"weights": models.weights_fingerprint(checkpoint), "architecture": models.architecture(args)},
         "corpus": [
-            {"name": corpus.prefix.name, "fingerprint": corpus.verified_fingerprint(), "num_sequences": len(corpus)}
-            for corpus in corpora
+            {"name": corpus.prefix.name, "fingerprint": found, "num_sequences": len(corpus)}
+            for corpus, found in zip(corpora, fingerprints, strict=True)
         ],
         "settings": {
             "block_sequences": args.miniplm_block_sequences,

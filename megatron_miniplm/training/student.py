@@ -42,7 +42,8 @@ DATASET_FIELDS = {
 
 def main() -> None:
     """Parse Megatron's flags and train."""
-    args = program.parse(defaults={"tokenizer_type": "GPT2BPETokenizer"})
+    with program.alike_on_all_ranks():
+        args = program.parse(defaults={"tokenizer_type": "GPT2BPETokenizer"})
     refused = [f"--{name.replace('_', '-')}" for name in REFUSED_FLAGS if getattr(args, name, None)]
     if refused:
         raise InputError(f"{', '.join(refused)}: not supported here; use pretrain_gpt.py of a Megatron-LM checkout")
@@ -110,12 +111,13 @@ def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | N
     """Build the three datasets from the blend that `--data-path` and its relatives describe."""
     args = get_args()
     print_rank_0("> building train, validation and test datasets ...")
-    return BlendedMegatronDatasetBuilder(
-        MockGPTDataset if args.mock_data else GPTDataset,
-        num_samples,
-        partial(_is_dataset_built_on_rank, vp_stage),
-        dataset_config(args),
-    ).build()
+    with program.megatron_errors("this data"):
+        return BlendedMegatronDatasetBuilder(
+            MockGPTDataset if args.mock_data else GPTDataset,
+            num_samples,
+            partial(_is_dataset_built_on_rank, vp_stage),
+            dataset_config(args),
+        ).build()
 
 
 def _is_dataset_built_on_rank(vp_stage: int | None) -> bool:

@@ -94,8 +94,10 @@ def test_replicas_write_the_same_bytes(one_rank: ScoreStore, tiny: TinyRun) -> N
             [*ARCHITECTURE_FLAGS, "--make-vocab-size-divisible-by", "256"],
             "iter_0000004 does not fit the flags: padded_vocab_size is 128 there and 256 here",
         ),
-        # Shapes no tensor, and --use-checkpoint-args does not bring it back.
-        (["--use-checkpoint-args", "--norm-epsilon", "1e-3"], "epsilon is 1e-05 there and 0.001 here"),
+        (
+            [*ARCHITECTURE_FLAGS, "--norm-epsilon", "1e-5"],
+            "iter_0000004 does not fit the flags: layernorm_epsilon is 0.001 there and 1e-05 here",
+        ),
         (
             ["--use-checkpoint-args", "--load", "nothing"],
             "nothing is not a Megatron checkpoint: it has no latest_check",
@@ -118,14 +120,14 @@ def test_an_error_of_every_rank_is_printed_once(tiny: TinyRun) -> None:
         tiny.checkpoint,
         tiny.prefixes,
         tiny.directory / "refused",
-        *(*ARCHITECTURE_FLAGS, "--norm-epsilon", "1e-3", "--tensor-model-parallel-size", "2"),
+        *(*ARCHITECTURE_FLAGS, "--norm-epsilon", "1e-5", "--tensor-model-parallel-size", "2"),
         *("--make-vocab-size-divisible-by", str(PADDED_VOCAB_SIZE // 2)),
         num_processes=2,
     )
     process = run(command)
     assert process.returncode != 0
     (line,) = (line for line in process.stderr.splitlines() if line.startswith("error: "))
-    assert "epsilon is 1e-05 there and 0.001 here" in line
+    assert "layernorm_epsilon is 0.001 there and 1e-05 here" in line
 
 
 def test_a_corpus_of_another_tokenizer_is_one_line(tiny: TinyRun) -> None:

@@ -8,6 +8,7 @@ from megatron_runs import (
     CONTEXT_TOKENS,
     FFN_SIZE,
     HIDDEN_SIZE,
+    NORM_EPSILON,
     NUM_GROUPS,
     NUM_HEADS,
     NUM_LAYERS,
@@ -45,7 +46,7 @@ def to_huggingface(weights: dict[str, torch.Tensor], *, swap_gate_and_up: bool =
         num_attention_heads=NUM_HEADS,
         num_key_value_heads=NUM_GROUPS,
         max_position_embeddings=CONTEXT_TOKENS,
-        rms_norm_eps=1e-5,
+        rms_norm_eps=NORM_EPSILON,
         tie_word_embeddings=True,
         attn_implementation="eager",
     )

@@ -27,10 +27,13 @@ CONTEXT_TOKENS = 64
 OVERLAP_TOKENS = CONTEXT_TOKENS // 4
 #: Two of the many shapes that a model may have: grouped queries (2 groups of 4 heads) and tied embeddings.
 NUM_LAYERS, HIDDEN_SIZE, FFN_SIZE, NUM_HEADS, NUM_GROUPS = 2, 32, 64, 4, 2
+#: Not Megatron's default of 1e-5: shapes no tensor, and Megatron's --use-checkpoint-args does not bring it back.
+NORM_EPSILON = 1e-3
 ARCHITECTURE_FLAGS = (
     f"--num-layers {NUM_LAYERS} --hidden-size {HIDDEN_SIZE} --ffn-hidden-size {FFN_SIZE} "
     f"--num-attention-heads {NUM_HEADS} --group-query-attention --num-query-groups {NUM_GROUPS} "
     f"--max-position-embeddings {CONTEXT_TOKENS} --position-embedding-type rope --normalization RMSNorm --swiglu "
+    f"--norm-epsilon {NORM_EPSILON} "
     "--disable-bias-linear --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.3"
 ).split()
 DATA_FLAGS = (
