@@ -40,8 +40,8 @@ SUFFIXES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="directory that gets pool.jsonl and heldout.jsonl")
-    parser.add_argument("--pool-bytes", type=int, default=12_000_000)
-    parser.add_argument("--heldout-bytes", type=int, default=150_000)
+    parser.add_argument("--pool-bytes", type=int, default=7_500_000)
+    parser.add_argument("--heldout-bytes", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1234)
     arguments = parser.parse_args()
 

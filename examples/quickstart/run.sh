@@ -18,7 +18,7 @@ say() { printf '\n[%3d s] %s\n' "$SECONDS" "$*"; }
 
 # ---------------------------------------------------------------- data
 say "corpus: text of this Python installation, and held-out text that no stage below sees"
-[ -s "$RUN/text/pool.jsonl" ] || python examples/quickstart/build_corpus.py --output "$RUN/text" --pool-bytes 7500000
+[ -s "$RUN/text/pool.jsonl" ] || python examples/quickstart/build_corpus.py --output "$RUN/text"
 
 say "tokenizer and Megatron binaries"
 TOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model "$RUN/tokenizer")
@@ -36,22 +36,20 @@ miniplm split-reference --input "$RUN/data/pool_text_document" --reference-fract
 # ---------------------------------------------------------------- training, with Megatron's own loop
 SEQ_LENGTH=128
 BATCH=16
-# train NAME PROCESSES ITERATIONS SEED DATA_ARGS <model flags>: a checkpoint and TensorBoard logs in $RUN/NAME
+# train NAME ITERATIONS SEED DATA_ARGS <more flags>: a checkpoint and TensorBoard logs in $RUN/NAME
 train() {
-    local name=$1 processes=$2 iterations=$3 seed=$4 data=$5; shift 5
+    local name=$1 iterations=$2 seed=$3 data=$4; shift 4
     if [ "$(cat "$RUN/$name/checkpoint/latest_checkpointed_iteration.txt" 2>/dev/null)" = "$iterations" ]; then
         echo "$name: already trained"; return
     fi
-    torchrun --nproc-per-node "$processes" --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 \
-        -m megatron_miniplm.pretrain_gpt "$@" "${TOKENIZER[@]}" \
+    python -m megatron_miniplm.pretrain_gpt "$@" "${TOKENIZER[@]}" \
         --swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear \
         --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02 \
         --seq-length $SEQ_LENGTH --max-position-embeddings $SEQ_LENGTH \
-        --micro-batch-size $((BATCH / processes)) --global-batch-size $BATCH --train-iters "$iterations" --seed "$seed" \
+        --micro-batch-size $BATCH --global-batch-size $BATCH --train-iters "$iterations" --seed "$seed" \
         --lr 3e-3 --lr-decay-style constant --lr-warmup-iters 20 --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 \
         --train-data-path $(cat "$data") --valid-data-path "$HELDOUT" \
-        --full-validation --multiple-validation-sets --validation-set-names heldout --eval-interval 100 --eval-iters 1 \
-        --log-interval 50 \
+        --full-validation --multiple-validation-sets --validation-set-names heldout --eval-iters 1 --log-interval 50 \
         --save "$RUN/$name/checkpoint" --load "$RUN/$name/checkpoint" --save-interval 250 \
         --tensorboard-dir "$RUN/$name/tensorboard" >> "$RUN/logs/$name.log" 2>&1 \
         || { tail -n 30 "$RUN/logs/$name.log"; return 1; }
@@ -64,8 +62,8 @@ REFERENCE=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 176 --num-attention
 STUDENT=(--num-layers 3 --hidden-size 96 --ffn-hidden-size 256 --num-attention-heads 3)
 
 say "teacher and reference model (logs in $RUN/logs)"
-train teacher 1 500 1 "$RUN/split/reference/data_args.txt" "${TEACHER[@]}" &
-train reference 1 300 1 "$RUN/split/reference/data_args.txt" "${REFERENCE[@]}" &
+train teacher 500 1 "$RUN/split/reference/data_args.txt" "${TEACHER[@]}" --eval-interval 500 &
+train reference 300 1 "$RUN/split/reference/data_args.txt" "${REFERENCE[@]}" --eval-interval 300 &
 both
 
 # ---------------------------------------------------------------- scores
@@ -75,7 +73,7 @@ score() {
     [ -s "$RUN/scores/$name/manifest.json" ] || torchrun --nproc-per-node 2 --rdzv-backend c10d \
         --rdzv-endpoint 127.0.0.1:0 --no-python miniplm score-corpus \
         --load "$RUN/$name/checkpoint" --use-checkpoint-args "${TOKENIZER[@]}" "$@" \
-        --seq-length $SEQ_LENGTH --micro-batch-size 64 \
+        --seq-length $SEQ_LENGTH --micro-batch-size 16 \
         --miniplm-corpus "$RUN/split/pool" --miniplm-scores "$RUN/scores/$name" --miniplm-block-sequences 2048 \
         >> "$RUN/logs/score_$name.log" 2>&1 || { tail -n 30 "$RUN/logs/score_$name.log"; return 1; }
     miniplm scores "$RUN/scores/$name"
@@ -93,8 +91,8 @@ miniplm difference-sampling --teacher-scores "$RUN/scores/teacher" --reference-s
 # ---------------------------------------------------------------- students
 say "students: same model, seed, schedule and number of tokens"
 for seed in $SEEDS; do
-    train "student-refined-$seed" 1 500 "$seed" "$RUN/refined/data_args.txt" "${STUDENT[@]}" &
-    train "student-conventional-$seed" 1 500 "$seed" "$RUN/split/pool/data_args.txt" "${STUDENT[@]}" &
+    train "student-refined-$seed" 500 "$seed" "$RUN/refined/data_args.txt" "${STUDENT[@]}" --eval-interval 100 &
+    train "student-conventional-$seed" 500 "$seed" "$RUN/split/pool/data_args.txt" "${STUDENT[@]}" --eval-interval 100 &
     both
 done
 

@@ -28,7 +28,8 @@ def truth(hidden_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tens
 
 @pytest.mark.parametrize("slice_tokens", [1, 2, 7, NUM_TOKENS - 1, NUM_TOKENS, NUM_TOKENS + 1])
 def test_equals_cross_entropy_at_any_slice(monkeypatch: pytest.MonkeyPatch, slice_tokens: int) -> None:
-    monkeypatch.setattr(nll, "MAX_LOGITS", slice_tokens * VOCAB_SIZE)
+    monkeypatch.setitem(nll.MAX_LOGITS, "cpu", slice_tokens * VOCAB_SIZE)
+    monkeypatch.setattr(nll, "MIN_SLICE_TOKENS", 1)
     hidden_TH, weight_VH, target_T = example()
     nll_T = token_nll(hidden_TH, weight_VH, target_T, first_row=0, vocab_size=VOCAB_SIZE, group=None)
     assert (nll_T.dtype, nll_T.shape) == (torch.float32, (NUM_TOKENS,))
@@ -36,7 +37,7 @@ def test_equals_cross_entropy_at_any_slice(monkeypatch: pytest.MonkeyPatch, slic
 
 
 def test_a_slice_is_never_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nll, "MAX_LOGITS", 1)
+    monkeypatch.setitem(nll.MAX_LOGITS, "cpu", 1)
     assert len(token_nll(*example(), first_row=0, vocab_size=VOCAB_SIZE, group=None)) == NUM_TOKENS
 
 
