@@ -77,7 +77,7 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
 
 
 def report(error: MiniPLMError) -> int:
-    """Print the one line that a user's error deserves, with the rank if that is not the first; returns its exit code."""
+    """Print the one line that a user's error deserves, with the rank unless it is 0; returns its exit code."""
     if not error.reported_elsewhere:
         rank = os.environ.get("RANK", "0")
         place = "" if rank == "0" else f"[rank {rank}] "

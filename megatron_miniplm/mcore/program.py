@@ -1,9 +1,10 @@
 """How every Megatron program of ours starts: device, flags, process groups, and errors that a user can read.
 
-import megatron_miniplm.mcore.program as program
-program.prepare()                       # at import: spawned children (asynchronous saves) need it too
-args = program.parse(add_our_flags)     # Megatron's own parser with one more argument group
-program.initialize()                    # megatron.training.initialize_megatron
+    program.prepare()                       # at import: spawned children (asynchronous saves) need it too
+    args = program.parse(add_our_flags)     # Megatron's own parser with one more argument group
+    program.initialize()                    # megatron.training.initialize_megatron
+
+`pretrain` initializes by itself; it needs `ensure_rendezvous` where it was not started by torchrun or srun.
 """
 
 import argparse

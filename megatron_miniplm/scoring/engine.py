@@ -120,7 +120,8 @@ def _score_blocks(store: ScoreStore, scorer: Scorer, pool: Pool, missing: Sequen
             if stop.agreed(mpu.get_model_parallel_group()):
                 break
     if stop.agreed(None):
-        raise Interrupted("told to stop; all finished blocks are kept, the same command continues")
+        with program.alike_on_all_ranks():
+            raise Interrupted("told to stop; all finished blocks are kept, the same command continues")
 
 
 def blocks_of_replica(missing: Sequence[int], replica: int, num_replicas: int) -> Sequence[int]:

@@ -10,8 +10,8 @@ of tokens at a time, and the ranks exchange two numbers a token.
 import torch
 import torch.distributed
 
-#: Logits that may exist at once, in elements, by device. 64 Mi float32 values are 256 MiB of a GPU's memory; on the CPU
-#: 1 Mi stay in its cache, which makes this module twice as fast as 16 Mi do (8192 tokens, vocabulary 2048: 71 and 123 ms).
+#: Logits that may exist at once, in elements, by device. 64 Mi float32 values are 256 MiB of a GPU's memory. On the CPU
+#: 1 Mi stay in its cache: 71 ms for 8192 tokens and a vocabulary of 2048, against 123 ms with 16 Mi.
 MAX_LOGITS = {"cuda": 1 << 26, "cpu": 1 << 20}
 #: Tokens of a slice at the least, whatever the vocabulary: fewer rows make a poor matrix product.
 MIN_SLICE_TOKENS = 128

@@ -37,10 +37,9 @@ class Scorer:
         Raises:
             InputError: a layout that scoring does not support.
         """
-        if len(chunks) != 1 or args.context_parallel_size != 1:
-            raise InputError(
-                "scoring runs with TP x PP x DP: virtual pipeline stages and context parallelism must be off"
-            )
+        if len(chunks) != 1 or args.context_parallel_size != 1 or args.expert_model_parallel_size != 1:
+            # Replicas walk through different numbers of micro-batches, experts spread over them could not follow.
+            raise InputError("scoring runs with TP x PP x DP: virtual pipeline stages, CP and EP must be off")
         self.model = chunks[0]
         self.vocab_size = vocab_size
         self.context_tokens = args.seq_length
