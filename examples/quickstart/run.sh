@@ -47,7 +47,7 @@ train() {
         --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02 \
         --seq-length $SEQ_LENGTH --max-position-embeddings $SEQ_LENGTH \
         --micro-batch-size $BATCH --global-batch-size $BATCH --train-iters "$iterations" --seed "$seed" \
-        --lr 3e-3 --lr-decay-style constant --lr-warmup-iters 20 --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 \
+        --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 20 --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 \
         --train-data-path $(cat "$data") --valid-data-path "$HELDOUT" \
         --full-validation --multiple-validation-sets --validation-set-names heldout --eval-iters 1 --log-interval 50 \
         --save "$RUN/$name/checkpoint" --load "$RUN/$name/checkpoint" --save-interval 250 \
@@ -62,7 +62,7 @@ REFERENCE=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 176 --num-attention
 STUDENT=(--num-layers 3 --hidden-size 96 --ffn-hidden-size 256 --num-attention-heads 3)
 
 say "teacher and reference model (logs in $RUN/logs)"
-train teacher 500 1 "$RUN/split/reference/data_args.txt" "${TEACHER[@]}" --eval-interval 500 &
+train teacher 450 1 "$RUN/split/reference/data_args.txt" "${TEACHER[@]}" --eval-interval 450 &
 train reference 300 1 "$RUN/split/reference/data_args.txt" "${REFERENCE[@]}" --eval-interval 300 &
 both
 
@@ -91,8 +91,8 @@ miniplm difference-sampling --teacher-scores "$RUN/scores/teacher" --reference-s
 # ---------------------------------------------------------------- students
 say "students: same model, seed, schedule and number of tokens"
 for seed in $SEEDS; do
-    train "student-refined-$seed" 500 "$seed" "$RUN/refined/data_args.txt" "${STUDENT[@]}" --eval-interval 100 &
-    train "student-conventional-$seed" 500 "$seed" "$RUN/split/pool/data_args.txt" "${STUDENT[@]}" --eval-interval 100 &
+    train "student-refined-$seed" 450 "$seed" "$RUN/refined/data_args.txt" "${STUDENT[@]}" --eval-interval 90 &
+    train "student-conventional-$seed" 450 "$seed" "$RUN/split/pool/data_args.txt" "${STUDENT[@]}" --eval-interval 90 &
     both
 done
 
