@@ -102,7 +102,7 @@ def shut_down() -> None:
 
 def ensure_rendezvous() -> None:
     """Let a program that was started as plain `python` be its own world of one."""
-    if "MASTER_ADDR" not in os.environ:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and "MASTER_PORT" not in os.environ:
         os.environ["MASTER_ADDR"] = "127.0.0.1"
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))

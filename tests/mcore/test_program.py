@@ -43,8 +43,9 @@ def test_a_bug_is_not_dressed_up() -> None:
 
 
 def test_a_single_process_finds_its_own_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "")
     monkeypatch.setenv("MASTER_PORT", "")
+    monkeypatch.delenv("MASTER_PORT")  # set before, so that monkeypatch takes away what the program sets
     program.ensure_rendezvous()
     with socket.socket() as listener:
         listener.bind((program.os.environ["MASTER_ADDR"], int(program.os.environ["MASTER_PORT"])))
