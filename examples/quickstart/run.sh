@@ -47,7 +47,8 @@ train() {
         --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02 \
         --seq-length $SEQ_LENGTH --max-position-embeddings $SEQ_LENGTH \
         --micro-batch-size $BATCH --global-batch-size $BATCH --train-iters "$iterations" --seed "$seed" \
-        --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 20 --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 \
+        --lr 3e-3 --min-lr 3e-4 --lr-warmup-iters 20 --lr-decay-style WSD --lr-wsd-decay-style linear \
+        --lr-wsd-decay-iters 90 --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 \
         --train-data-path $(cat "$data") --valid-data-path "$HELDOUT" \
         --full-validation --multiple-validation-sets --validation-set-names heldout --eval-iters 1 --log-interval 50 \
         --save "$RUN/$name/checkpoint" --load "$RUN/$name/checkpoint" --save-interval 250 \
