@@ -23,6 +23,7 @@ setup(
         "numpy>=2.0",
         "gigatoken>=0.10",
         "nltk>=3.9",
+        "pyarrow>=18",
         "sentencepiece>=0.2",
         "tokenizers>=0.21",
         "tensorboard>=2.18",
@@ -34,7 +35,7 @@ setup(
     ],
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.8"],
-        "eval": ["matplotlib>=3.9", "pyarrow>=18"],
+        "eval": ["matplotlib>=3.9"],
         "dev": ["hypothesis>=6.100", "mypy>=1.15", "pytest>=8.3", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["miniplm=megatron_miniplm.cli:main"]},

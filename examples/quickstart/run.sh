@@ -42,6 +42,7 @@ train() {
     if [ "$(cat "$RUN/$name/checkpoint/latest_checkpointed_iteration.txt" 2>/dev/null)" = "$iterations" ]; then
         echo "$name: already trained"; return
     fi
+    # shellcheck disable=SC2046  # data_args.txt is a list of words: weights and prefixes
     python -m megatron_miniplm.pretrain_gpt "$@" "${TOKENIZER[@]}" \
         --swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear \
         --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02 \
@@ -99,6 +100,7 @@ done
 
 say "comparison"
 runs() { for seed in $SEEDS; do printf ' %s' "$RUN/student-$1-$seed/tensorboard"; done; }
+# shellcheck disable=SC2046  # one word a seed
 miniplm compare-runs --tokens-per-sample $SEQ_LENGTH --output "$RUN/comparison" \
     --run conventional $(runs conventional) --run refined $(runs refined)
 cat <<EOF

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts.scores import ScoreStore
-from megatron_miniplm.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,16 +53,10 @@ def describe(store: ScoreStore) -> dict[str, Any]:
 
 
 def write_parquet(store: ScoreStore, path: Path) -> None:
-    """One row a sequence, one row group a block; `sequence` counts from 0 in each prefix.
+    """One row a sequence, one row group a block; `sequence` counts from 0 in each prefix."""
+    import pyarrow as pa
+    from pyarrow import parquet
 
-    Raises:
-        InputError: pyarrow is missing.
-    """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError('--to-parquet needs pyarrow: pip install "megatron-miniplm[eval]"') from None
     from megatron_miniplm.artifacts.atomic import atomic_output
 
     corpus = store.identity["corpus"]

@@ -4,7 +4,7 @@ import importlib.util
 import pytest
 
 from megatron_miniplm.errors import UnsupportedMegatronError
-from megatron_miniplm.mcore.versions import REMEDY, MegatronInstallation, find_megatron
+from megatron_miniplm.mcore.versions import BELOW, MINIMUM, REMEDY, MegatronInstallation, find_megatron
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, version: str | None, *, has_training: bool = True) -> None:
@@ -19,13 +19,18 @@ def pretend(monkeypatch: pytest.MonkeyPatch, version: str | None, *, has_trainin
 
 
 def test_the_installed_one_is_supported() -> None:
-    find_megatron().require()
+    installation = find_megatron()
+    installation.require()
+    assert MINIMUM <= installation.release < BELOW
+    assert installation.has_training
 
 
 @pytest.mark.parametrize("version", ["0.18.0", "0.18.3", "0.19.2", "0.19.0rc1"])
 def test_supported(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     pretend(monkeypatch, version)
-    find_megatron().require()
+    installation = find_megatron()
+    installation.require()
+    assert installation.release in ((0, 18), (0, 19))
 
 
 @pytest.mark.parametrize(
