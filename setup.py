@@ -14,7 +14,6 @@ setup(
     description="Pre-training distillation by difference sampling (MiniPLM) for Megatron-Core",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
     packages=find_packages(include=["megatron_miniplm", "megatron_miniplm.*"]),
     python_requires=">=3.12",
     install_requires=[
