@@ -30,8 +30,8 @@ _active: TorchFunctionMode | None = None
 class CudaNamesMeanCpu(TorchFunctionMode):
     """Rewrites `cuda` to `cpu` in calls of torch functions.
 
-    - `device=` of factory functions: core/pipeline_parallel/p2p_communication.py:334, training/training.py:1109, ...
-    - `Tensor.cuda()`: training/models/dist_utils.py:98 and forward steps
+    - `device=` of factory functions: core/pipeline_parallel/p2p_communication.py:334, training/training.py:1137, ...
+    - `Tensor.cuda()`: training/training.py:1818 and forward steps
     - `Tensor.type()`: core/optimizer/optimizer.py:1028 compares it with "torch.cuda.FloatTensor"
     """
 
@@ -148,16 +148,18 @@ def _constant(value: Any) -> Callable[[Any], Any]:
 _DEVICE = SimpleNamespace(name="cpu", major=9, minor=0, total_memory=1 << 34, multi_processor_count=1)
 
 PATCHES: tuple[Patch, ...] = (
-    Patch("torch.cuda:is_available", _constant(lambda: True), "training/initialize.py:64, an assertion"),
-    Patch("torch.cuda:device_count", _constant(lambda: 1 << 10), "training/initialize.py:232, any local rank is valid"),
-    Patch("torch.cuda:set_device", _no_op, "training/initialize.py:244"),
-    Patch("torch.cuda:current_device", _constant(lambda: CPU), "core/tensor_parallel/layers.py, every parameter"),
-    Patch("torch.cuda:synchronize", _no_op, "core/pipeline_parallel/p2p_communication.py, timers"),
-    Patch("torch.cuda:get_device_properties", _constant(lambda *device: _DEVICE), "training/utils: with TP > 1"),
-    Patch("torch.cuda:Stream", _constant(_Stream), "training/models/dist_utils.py, DDP set-up"),
+    Patch("torch.cuda:is_available", _constant(lambda: True), "training/initialize.py:66, an assertion"),
+    Patch(
+        "torch.cuda:device_count", _constant(lambda: 1 << 10), "training/initialize.py:270 and 358, any rank is valid"
+    ),
+    Patch("torch.cuda:set_device", _no_op, "training/initialize.py:282"),
+    Patch("torch.cuda:current_device", _constant(lambda: CPU), "core/tensor_parallel/layers.py:305, every parameter"),
+    Patch("torch.cuda:synchronize", _no_op, "core/timers.py:152, p2p_communication.py:419"),
+    Patch("torch.cuda:get_device_properties", _constant(lambda *device: _DEVICE), "training/utils/common_utils.py:504"),
+    Patch("torch.cuda:Stream", _constant(_Stream), "training/training.py:1876, DDP set-up"),
     Patch("torch.cuda:current_stream", _constant(lambda *device: _Stream()), "the same"),
     Patch("torch.cuda:stream", _constant(_on_stream), "the same"),
-    Patch("torch.cuda:get_rng_state", _cpu_rng_state, "training/checkpointing.py, saved RNG states"),
+    Patch("torch.cuda:get_rng_state", _cpu_rng_state, "training/checkpointing.py:417"),
     Patch(
         "megatron.core.tensor_parallel.random:_get_cuda_rng_state",
         _cpu_rng_state,
@@ -171,14 +173,18 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         "megatron.training.initialize:_warmup_jit_function",
         _no_op,
-        "training/initialize.py: warms kernels that are off here, with random draws that depend on TP",
+        "training/initialize.py:494: warms kernels that are off here, with random draws that depend on TP",
     ),
-    Patch("torch.utils.data:DataLoader.__init__", _data_loader_init, "pinned memory needs CUDA"),
+    Patch(
+        "torch.utils.data:DataLoader.__init__",
+        _data_loader_init,
+        "training/datasets/data_samplers.py:109: pinned memory needs CUDA",
+    ),
     Patch("torch.utils.data:DataLoader.__iter__", _data_loader_iter, "dropout after a resume, see _data_loader_iter"),
     Patch(
         "torch.optim:Optimizer._accelerator_graph_capture_health_check",
         _no_op,
-        "torch/optim/optimizer.py: asks the missing accelerator",
+        "torch/optim/adam.py:222: asks the missing accelerator",
     ),
 )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples, digest_values
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import InputError, UnsupportedMegatronError
 from megatron_miniplm.mcore.program import megatron_errors
 
 #: What decides a decoder's function beside its weights, by its name in Megatron's args. A checkpoint and the flags must
@@ -135,6 +135,36 @@ def load_for_scoring(args: argparse.Namespace) -> list[Any]:
     for chunk in chunks:
         chunk.eval()
     return chunks
+
+
+def take_output_weight(chunk: Any) -> Any:
+    """Make a last stage return hidden states instead of logits, and hand out its rows of the output matrix.
+
+    `GPTModel.forward` would project every position to logits, or use Megatron's loss, which counts padded rows. With
+    `post_process` off it ends after the final layer norm: core/models/gpt/gpt_model.py:683 in 0.19.2, :663 in 0.18.2;
+    hybrid/hybrid_model.py:551 and :526.
+
+    Args:
+        chunk: the model chunk of the last pipeline stage, possibly wrapped.
+
+    Returns:
+        (rows of this TP rank, hidden size), detached.
+
+    Raises:
+        UnsupportedMegatronError: the model has no such switch.
+    """
+    from megatron.core.utils import unwrap_model
+
+    model = unwrap_model(chunk)
+    for name in ("post_process", "share_embeddings_and_output_weights", "output_layer"):
+        if not hasattr(model, name):
+            raise UnsupportedMegatronError(
+                f"{type(model).__name__} has no `{name}`: scoring needs a GPT or hybrid model"
+            )
+    tied = model.share_embeddings_and_output_weights
+    weight = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
+    model.post_process = False
+    return weight.detach()
 
 
 def checkpoint_directory(load: str | None) -> Path:

@@ -14,9 +14,10 @@ import torch
 from megatron.core import mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
-from megatron.core.utils import get_model_config, unwrap_model
+from megatron.core.utils import get_model_config
 
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.mcore.models import take_output_weight
 from megatron_miniplm.scoring.batching import LENGTH_MULTIPLE, MicroBatch, group_by_length, micro_batches
 from megatron_miniplm.scoring.nll import token_nll
 from megatron_miniplm.scoring.pool import Pool
@@ -50,7 +51,7 @@ class Scorer:
         self._config.variable_seq_lengths = True  # micro-batches differ in shape
         if self._config.sequence_parallel and LENGTH_MULTIPLE % mpu.get_tensor_model_parallel_world_size():
             raise InputError(f"--sequence-parallel scoring needs a TP size that divides {LENGTH_MULTIPLE}")
-        self._output_weight_VH = self._take_output_layer()
+        self._output_weight_VH = take_output_weight(self.model) if self.is_last_stage else None
 
     def score(self, pool: Pool, sequences: range) -> tuple[np.ndarray, np.ndarray]:
         """Score a run of sequences.
@@ -107,18 +108,3 @@ class Scorer:
         nll_BS = torch.zeros(scored_BS.shape, dtype=torch.float64, device=nll_T.device)
         nll_BS[scored_BS] = nll_T.double()
         return batch.windows_B, nll_BS.sum(dim=1).cpu().numpy()
-
-    def _take_output_layer(self) -> torch.Tensor | None:
-        """Make the last stage return hidden states, and keep its rows of the output matrix.
-
-        `GPTModel.forward` would project every position to logits (or use Megatron's loss, which counts padded rows).
-        With `post_process` off it ends after the final layer norm, in 0.18 (models/gpt/gpt_model.py:584) and in 0.19
-        (gpt_model.py:683, hybrid_model.py alike).
-        """
-        if not self.is_last_stage:
-            return None
-        model = unwrap_model(self.model)
-        tied = model.share_embeddings_and_output_weights
-        weight = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
-        model.post_process = False
-        return weight.detach()
