@@ -130,6 +130,16 @@ def _check_types(manifest: Manifest) -> None:
         raise TypeError("every entry of files must have bytes and blake2b")
 
 
+def refuse_another(output_dir: Path, kind: str, fingerprint: Fingerprint) -> None:
+    """Let a command write into a directory that is new or holds what it would write again.
+
+    Raises:
+        InputError: the directory holds another finished artifact.
+    """
+    if manifest_path(output_dir).exists() and load_manifest(output_dir).fingerprint != fingerprint:
+        raise InputError(f"{output_dir} holds another {kind}: give another --output, or delete it")
+
+
 def input_of(role: str, parent: Path, fingerprint: Fingerprint, *, relative_to: Path) -> ArtifactInput:
     """Describe a parent, with its path relative to the directory that will hold the manifest."""
     return ArtifactInput(role=role, path=os.path.relpath(parent, relative_to), fingerprint=fingerprint)

@@ -46,9 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> None:
     """Parse Megatron's flags and score."""
     from megatron_miniplm.mcore import program
+    from megatron_miniplm.mcore.cpu_flags import given_flags
 
     sys.argv[1:] = argv
-    if "--tokenizer-model" in argv:
+    if "--tokenizer-model" in given_flags(argv):
         # `--use-checkpoint-args` would put the checkpoint's tokenizer in place of the one given, without a word.
         sys.argv.append("--no-use-tokenizer-model-from-checkpoint-args")
     with program.alike_on_all_ranks():

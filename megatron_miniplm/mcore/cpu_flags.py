@@ -38,12 +38,17 @@ CPU_FLAGS: tuple[CpuFlag, ...] = (
 )
 
 
+def given_flags(argv: Sequence[str]) -> set[str]:
+    """The long flags on a command line, without values: `--lr` for both `--lr 1` and `--lr=1`."""
+    return {argument.split("=", 1)[0] for argument in argv if argument.startswith("--")}
+
+
 def with_cpu_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Add the flags that the user did not decide.
 
     Returns:
         The completed arguments, and what was added.
     """
-    given = {argument.split("=", 1)[0] for argument in argv if argument.startswith("--")}
+    given = given_flags(argv)
     added = [part for flag in CPU_FLAGS if given.isdisjoint(flag.decided_by) for part in flag.added]
     return [*argv, *added], added

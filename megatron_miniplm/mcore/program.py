@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
-from megatron_miniplm.mcore.cpu_flags import with_cpu_flags
+from megatron_miniplm.mcore.cpu_flags import given_flags, with_cpu_flags
 from megatron_miniplm.mcore.versions import find_megatron, has_dataset_helpers
 
 AddArguments = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
@@ -76,7 +76,7 @@ def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | 
         return add_arguments(parser) if add_arguments else parser
 
     # `--eval-interval` has no default, and the training loop divides by it.
-    given = {argument.split("=", 1)[0] for argument in sys.argv[1:]}
+    given = given_flags(sys.argv[1:])
     defaults = {"eval_interval": 1000, **(defaults or {})}
     # Megatron warns about a default that the user overrides.
     unset = {name: value for name, value in defaults.items() if f"--{name.replace('_', '-')}" not in given}

@@ -14,7 +14,7 @@ from megatron_miniplm.artifacts.manifest import (
     checksum_of,
     input_of,
     load_manifest,
-    manifest_path,
+    refuse_another,
 )
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
@@ -57,7 +57,7 @@ def difference_sample(
     corpora = _open_corpora(teacher)
     settings = {"ratio": ratio, "ratio_of": ratio_of, "score_reduction": reduction}
     fingerprint = digest_values("selection", teacher_manifest.fingerprint, reference_manifest.fingerprint, settings)
-    _check_output(output_dir, fingerprint)
+    refuse_another(output_dir, "selection", fingerprint)
 
     value_N, num_tokens_N = _read_differences(teacher, reference, reduction)
     if ratio_of == "sequences":
@@ -115,11 +115,6 @@ def _open_corpora(store: ScoreStore) -> list[IndexedCorpus]:
             )
         corpora.append(corpus)
     return corpora
-
-
-def _check_output(output_dir: Path, fingerprint: str) -> None:
-    if manifest_path(output_dir).exists() and load_manifest(output_dir).fingerprint != fingerprint:
-        raise InputError(f"{output_dir} holds another selection: give another --output, or delete it")
 
 
 def _read_differences(teacher: ScoreStore, reference: ScoreStore, reduction: str) -> tuple[np.ndarray, np.ndarray]:

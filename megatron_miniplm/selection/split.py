@@ -7,7 +7,7 @@ import numpy as np
 
 from megatron_miniplm.artifacts.data_args import write_data_args
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
-from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, load_manifest, manifest_path
+from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, refuse_another
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
 
@@ -43,8 +43,7 @@ def split_reference(
     settings = {"reference_fraction": reference_fraction, "seed": seed}
     fingerprints = [corpus.verified_fingerprint() for corpus in corpora]
     fingerprint = digest_values("split", fingerprints, settings)
-    if manifest_path(output_dir).exists() and load_manifest(output_dir).fingerprint != fingerprint:
-        raise InputError(f"{output_dir} holds another split: give another --output, or delete it")
+    refuse_another(output_dir, "split", fingerprint)
 
     is_reference_N = np.zeros(num_sequences, bool)
     is_reference_N[np.random.default_rng(seed).permutation(num_sequences)[:num_reference]] = True

@@ -1,6 +1,6 @@
 import pytest
 
-from megatron_miniplm.mcore.cpu_flags import CPU_FLAGS, with_cpu_flags
+from megatron_miniplm.mcore.cpu_flags import CPU_FLAGS, given_flags, with_cpu_flags
 
 ALL_ADDED = [part for flag in CPU_FLAGS for part in flag.added]
 
@@ -32,3 +32,7 @@ def test_completing_twice_adds_nothing() -> None:
 
 def test_every_flag_has_a_reason() -> None:
     assert all(flag.reason and flag.added[0].startswith("--") for flag in CPU_FLAGS)
+
+
+def test_given_flags_know_both_spellings() -> None:
+    assert given_flags(["--lr", "1", "--tokenizer-model=dir", "-h", "word"]) == {"--lr", "--tokenizer-model"}
