@@ -21,14 +21,17 @@ setup(
         "megatron-core>=0.18,<0.20",
         "numpy>=2.0",
         "gigatoken>=0.10",
+        "msgspec>=0.19",
         "nltk>=3.9",
         "pyarrow>=18",
         "sentencepiece>=0.2",
+        "tiktoken>=0.8",
         "tokenizers>=0.21",
         "tensorboard>=2.18",
         "tqdm>=4.66",
         # Imported by megatron.training and by dist_checkpointing, and not declared by the megatron-core wheel.
         "omegaconf>=2.3",
+        "protobuf>=4",  # sentencepiece reads its models with it
         "psutil>=5.9",
         "transformers>=4.51",
     ],

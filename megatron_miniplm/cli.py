@@ -20,10 +20,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "what is installed, what each absence costs, and what mends it"),
     "train-tokenizer": ("train_tokenizer", "train a SentencePiece or byte-level BPE tokenizer on JSONL text"),
     "preprocess-data": ("preprocess_data", "JSONL text -> Megatron .bin/.idx"),
+    "merge-datasets": ("merge_datasets", "shards, corpora or views -> one corpus, or one data_args.txt"),
     "split-reference": ("split_reference", "split a corpus at random into a reference part and a pool, as views"),
     "score-corpus": ("score_corpus", "NLL of every sequence under a model (a Megatron program, run it with torchrun)"),
     "scores": ("scores", "progress and export of a directory of scores"),
     "difference-sampling": ("difference_sampling", "teacher scores + reference scores -> refined views"),
+    "convert-tokenization": ("convert_tokenization", "a corpus or refined view -> a corpus in another tokenizer"),
     "compare-runs": ("compare_runs", "held-out loss of students by number of tokens, from TensorBoard logs"),
     "inspect": ("inspect", "what any artifact holds, where it comes from, and whether it is intact"),
 }

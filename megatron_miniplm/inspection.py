@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file
+from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples
 from megatron_miniplm.artifacts.lineage import parent_path, relative_to_cwd
 from megatron_miniplm.artifacts.manifest import Manifest, is_prefix, load_manifest, manifest_path, verify_files
 from megatron_miniplm.errors import MiniPLMError
-from megatron_miniplm.indexed.layout import bin_path, idx_path
+from megatron_miniplm.indexed.layout import bin_path, idx_path, optimal_dtype
 from megatron_miniplm.indexed.reader import IndexedCorpus
 
 _SEQUENCE_CHUNK = 1 << 22
@@ -111,44 +111,97 @@ def find_faults(artifact: Path) -> list[str]:
     Reads every byte of the artifact's files, of the raw text it was made from if that is still here, and of the data
     that a view points to where its tokens are signed.
     """
-    if is_prefix(artifact):
-        faults = _corpus_faults(artifact)
-    else:
-        faults = [fault for prefix in find_prefixes(artifact) for fault in find_faults(prefix)]
+    faults, manifest = [], None
     if manifest_path(artifact).exists():
         try:
             manifest = load_manifest(artifact)
         except MiniPLMError as error:
             faults.append(str(error))
-        else:
-            faults += [*verify_files(artifact, manifest), *_parent_faults(artifact, manifest)]
+    if is_prefix(artifact):
+        faults = [*_corpus_faults(artifact, manifest), *faults]
+    else:
+        faults = [*(fault for prefix in find_prefixes(artifact) for fault in find_faults(prefix)), *faults]
+    if manifest is not None:
+        faults += [*verify_files(artifact, manifest), *_parent_faults(artifact, manifest)]
     return list(dict.fromkeys(faults))  # the faults of a prefix may be those of its directory's manifest too
 
 
-def _corpus_faults(prefix: Path) -> list[str]:
+def _corpus_faults(prefix: Path, manifest: Manifest | None) -> list[str]:
     try:
         corpus = IndexedCorpus.open(prefix)
     except MiniPLMError as error:
         return [str(error)]
-    return [*_token_faults(corpus), *_fingerprint_faults(corpus)]
+    vocab_size = manifest.settings.get("vocab_size") if manifest is not None else None
+    if vocab_size is not None and corpus.token_dtype != (expected := optimal_dtype(vocab_size)):
+        return [
+            f"{idx_path(prefix)}: the tokens are {corpus.token_dtype} from sequence 0 on, expected {expected} for a "
+            f"vocabulary of {vocab_size}: the index is damaged; copy or preprocess it again"
+        ]
+    faults = [*_token_faults(corpus, vocab_size), *_fingerprint_faults(corpus)]
+    if manifest is not None and manifest.kind == "corpus":
+        faults = [*_contiguity_faults(corpus), *_sidecar_faults(corpus), *faults]
+    return faults
 
 
-def _token_faults(corpus: IndexedCorpus) -> Iterator[str]:
-    if corpus.token_dtype.kind == "u":
+def _contiguity_faults(corpus: IndexedCorpus) -> Iterator[str]:
+    """The sequences of a corpus lie one after the other; only a view may skip and repeat."""
+    expected_bytes = 0
+    for start in range(0, len(corpus), _SEQUENCE_CHUNK):
+        lengths = corpus.lengths_N[start : start + _SEQUENCE_CHUNK]
+        pointers = corpus.pointers_N[start : start + _SEQUENCE_CHUNK]
+        stops = expected_bytes + np.cumsum(lengths, dtype=np.int64) * corpus.token_dtype.itemsize
+        wrong = pointers != np.concatenate(([expected_bytes], stops[:-1]))
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            yield (
+                f"{idx_path(corpus.prefix)}: sequence {start + first} is at byte {pointers[first]}, but the sequence "
+                "before it does not end there: the index is damaged; copy or preprocess it again"
+            )
+            return
+        expected_bytes = int(stops[-1])
+
+
+def _sidecar_faults(corpus: IndexedCorpus) -> Iterator[str]:
+    """The first sequence that is not what the sidecar says."""
+    from megatron_miniplm.indexed.sidecar import Sidecar, find_mismatch, sidecar_path
+
+    if corpus.is_view or not sidecar_path(corpus.prefix).exists():
+        return
+    try:
+        mismatch = find_mismatch(Sidecar(sidecar_path(corpus.prefix)), corpus)
+    except MiniPLMError as error:
+        yield str(error)
+        return
+    if mismatch:
+        yield mismatch
+
+
+def _token_faults(corpus: IndexedCorpus, vocab_size: int | None) -> Iterator[str]:
+    """The first token that is no id of the vocabulary, or negative."""
+    if vocab_size is None and corpus.token_dtype.kind == "u":
         return
     position_tokens = 0
     with open(bin_path(corpus.prefix), "rb") as stream:
         while len(tokens := np.fromfile(stream, corpus.token_dtype, _TOKEN_CHUNK)):
-            negative = tokens < 0
-            if negative.any():
-                first = int(np.argmax(negative))
+            wrong = tokens < 0
+            if vocab_size is not None:
+                wrong |= tokens >= vocab_size
+            if wrong.any():
+                first = int(np.argmax(wrong))
+                position_bytes = (position_tokens + first) * corpus.token_dtype.itemsize
+                expected = "no negative ones" if vocab_size is None else f"0 to {vocab_size - 1}"
                 yield (
-                    f"{bin_path(corpus.prefix)} has token {tokens[first]} at byte "
-                    f"{(position_tokens + first) * corpus.token_dtype.itemsize}, expected no negative ones: "
-                    "the data is damaged; copy or preprocess it again"
+                    f"{bin_path(corpus.prefix)}: {_sequence_at(corpus, position_bytes)} has token {tokens[first]} at "
+                    f"byte {position_bytes}, expected {expected}: the data is damaged; copy or preprocess it again"
                 )
                 return
             position_tokens += len(tokens)
+
+
+def _sequence_at(corpus: IndexedCorpus, position_bytes: int) -> str:
+    if corpus.is_view:
+        return "a sequence of the data that it points to"
+    return f"sequence {int(np.searchsorted(corpus.pointers_N, position_bytes, side='right')) - 1}"
 
 
 def _fingerprint_faults(corpus: IndexedCorpus) -> Iterator[str]:
@@ -178,7 +231,7 @@ def _current_fingerprint(path: Path, role: str) -> Fingerprint | None:
     if is_prefix(path):
         return IndexedCorpus.open(path).fingerprint()
     if role == "text" and path.is_file():
-        return digest_file(path)
+        return digest_file_samples(path)
     return load_manifest(path).fingerprint if manifest_path(path).exists() else None
 
 

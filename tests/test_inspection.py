@@ -40,4 +40,4 @@ def test_negative_tokens_are_found_in_every_chunk(tmp_path, monkeypatch, positio
         writer.append(tokens_T, np.array([10]))
         writer.close()
     (fault,) = inspection.find_faults(tmp_path / "corpus")
-    assert f"corpus.bin has token -7 at byte {4 * position}, expected no negative ones" in fault
+    assert f"corpus.bin: sequence 0 has token -7 at byte {4 * position}, expected no negative ones" in fault

@@ -6,6 +6,8 @@ or a directory that holds several prefixes.
 --check reads every byte of the artifact's own files and compares them with the index, the manifest's checksums and the
 fingerprints of the artifact and of those parents that are still here. It prints `ok`, or one line a fault and exits
 with 2. The data of a view is its source's: check that too.
+
+--sequence K prints the text of one sequence of a prefix and where it came from: file, line, id, domain.
 """
 
 import argparse
@@ -24,6 +26,9 @@ from megatron_miniplm.inspection import find_faults, find_prefixes, summarize_pr
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, metavar="PATH", help="prefix (without .bin or .idx) or directory")
     parser.add_argument("--check", action="store_true", help="validate everything; reads all of the data")
+    parser.add_argument(
+        "--sequence", type=int, metavar="K", help="print the text of sequence K, from 0, and its origin"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
@@ -37,6 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
     path, faults = arguments.path, []
     try:
         _require_artifact(path)
+        if arguments.sequence is not None:
+            _print_sequence(path, arguments.sequence, arguments.json)
+            return
         if arguments.check:
             faults = find_faults(path)
         description = _describe_or_error(path) if faults else _describe(path)
@@ -52,6 +60,25 @@ def run(arguments: argparse.Namespace) -> None:
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise CorruptArtifactError(f"{faults[0]}{more}")
+
+
+def _print_sequence(prefix: Path, sequence: int, as_json: bool) -> None:
+    from megatron_miniplm.indexed import IndexedCorpus
+    from megatron_miniplm.provenance import passages_of
+
+    if not is_prefix(prefix):
+        raise InputError(f"{prefix} is no prefix of a .bin/.idx pair: --sequence needs one")
+    passages = passages_of(IndexedCorpus.open(prefix), sequence)
+    if as_json:
+        print(json.dumps([asdict(passage) for passage in passages], indent=2, ensure_ascii=False))
+        return
+    for passage in passages:
+        labels = "".join(
+            f", {name} {label}" for name in ("id", "domain") if (label := getattr(passage, name)) is not None
+        )
+        place = f"{passage.source}, line {passage.line}{labels}"
+        print(f"--- {place}: piece {passage.piece}, from byte {passage.start_byte}, {passage.num_tokens:,} tokens")
+        print(passage.text)
 
 
 def _require_artifact(path: Path) -> None:

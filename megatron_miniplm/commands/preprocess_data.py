@@ -1,65 +1,141 @@
-"""Encode JSONL text into Megatron .bin/.idx pairs, byte for byte what Megatron's tools/preprocess_data.py writes.
+"""Encode text into Megatron .bin/.idx pairs, byte for byte what Megatron's tools/preprocess_data.py writes.
 
   miniplm preprocess-data --input text.jsonl --output-prefix corpus/pile \\
       --tokenizer-type HuggingFaceTokenizer --tokenizer-model tokenizer --append-eod --workers 8
 
-writes corpus/pile_text_document.bin, .idx and .manifest.json. Nothing is visible before it is complete; given again,
-the same command finds its work done.
+writes corpus/pile_text_document.bin, .idx, .documents.parquet (which document each sequence comes from) and
+.manifest.json. Inputs are .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, directories and globs.
+
+--sequence chunk --chunk-length 1025 packs documents into sequences of at most so many tokens, cut at the ends of
+sentences (corpus/pile_text_chunk).
+
+--num-shards N --shard-index K encodes the K-th part of the inputs only; inside a SLURM array both come from
+SLURM_ARRAY_TASK_*. Without an index all shards are made, one after the other. Nothing is visible before it is complete;
+given again, the same command keeps what is finished and makes the rest.
 """
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_miniplm.commands.tokenizer_flags import add_tokenizer_arguments, tokenizer_settings
+from megatron_miniplm.errors import InputError
+
+if TYPE_CHECKING:
+    from megatron_miniplm.corpus.build import Shard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input", nargs="+", type=Path, required=True, metavar="FILE", help="JSONL files, one document a line"
-    )
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, directories and globs")
     parser.add_argument(
         "--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys that hold text; one pair is written a key"
+    )
+    parser.add_argument("--id-key", metavar="KEY", help="key of the document's id; a dot leads into an object")
+    parser.add_argument(
+        "--domain-key",
+        metavar="KEY",
+        help="key of the document's domain, such as meta.pile_set_name; chunks keep to one",
+    )
+    parser.add_argument(
+        "--on-bad-line",
+        choices=("stop", "skip"),
+        default="stop",
+        help="skip lists bad lines in <PREFIX>_<KEY>_document.rejected.jsonl (default: stop at the first)",
     )
     parser.add_argument(
         "--output-prefix",
         type=Path,
         required=True,
         metavar="PREFIX",
-        help="writes <PREFIX>_<KEY>_document.bin and .idx",
+        help="writes <PREFIX>_<KEY>_document.bin and .idx, or _chunk",
     )
-    parser.add_argument(
-        "--tokenizer-type", required=True, metavar="TYPE", help="HuggingFaceTokenizer or SentencePieceTokenizer"
-    )
-    parser.add_argument(
-        "--tokenizer-model",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="a directory with tokenizer.json, or a .model",
-    )
+    add_tokenizer_arguments(parser)
     parser.add_argument("--append-eod", action="store_true", help="end every document with the end-of-document token")
+    parser.add_argument("--sequence", choices=("document", "chunk"), default="document", help="see above")
+    parser.add_argument("--chunk-length", type=int, metavar="N", help="most tokens of a chunk; the paper's is 1025")
+    parser.add_argument(
+        "--sentence-model",
+        type=Path,
+        metavar="DIR",
+        help="a Punkt model as NLTK saves it (punkt_tab); by default one is trained on the first texts",
+    )
+    parser.add_argument("--num-shards", type=int, metavar="N", help="parts of the inputs, of equal bytes")
+    parser.add_argument("--shard-index", type=int, metavar="K", help="which of them, from 0")
     parser.add_argument(
         "--workers",
         type=int,
         default=len(os.sched_getaffinity(0)),
         metavar="N",
-        help="encoder threads, all cores by default; the output does not depend on it",
+        help="processes, all cores by default; the output does not depend on it",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's matrix threads have nothing to do here
     from megatron_miniplm.corpus.build import BuildSettings, build_corpus
-    from megatron_miniplm.errors import InputError
 
     if arguments.workers < 1:
         raise InputError(f"--workers {arguments.workers} cannot encode: give at least 1")
+    if (arguments.chunk_length is None) == (arguments.sequence == "chunk"):
+        raise InputError("--sequence chunk and --chunk-length belong together: give both (the paper's is 1025) or none")
     settings = BuildSettings(
         inputs=tuple(arguments.input),
         output_prefix=arguments.output_prefix,
         json_keys=tuple(dict.fromkeys(arguments.json_keys)),
-        tokenizer_type=arguments.tokenizer_type,
-        tokenizer_model=arguments.tokenizer_model,
+        tokenizer=tokenizer_settings(arguments),
         append_eod=arguments.append_eod,
+        id_key=arguments.id_key,
+        domain_key=arguments.domain_key,
+        chunk_length=arguments.chunk_length,
+        sentence_model=arguments.sentence_model,
+        skip_bad_lines=arguments.on_bad_line == "skip",
     )
-    for prefix, manifest in build_corpus(settings, num_threads=arguments.workers).items():
-        counts = manifest.counts
-        print(f"{prefix}: {counts['num_documents']:,} documents, {counts['num_tokens']:,} tokens")
+    shards = choose_shards(arguments.num_shards, arguments.shard_index, os.environ)
+    for prefix, manifest in build_corpus(settings, num_workers=arguments.workers, shards=shards).items():
+        print(f"{prefix}: {describe_counts(manifest.counts, arguments.chunk_length)}")
+
+
+def describe_counts(counts: dict[str, int], chunk_length: int | None) -> str:
+    """One line of results."""
+    parts = [f"{counts['num_documents']:,} documents", f"{counts['num_tokens']:,} tokens"]
+    if chunk_length is not None:
+        fill = counts["num_tokens"] / max(1, counts["num_sequences"] * chunk_length)
+        parts.append(f"{counts['num_sequences']:,} chunks, {fill:.1%} full")
+    if counts["num_empty_documents"]:
+        parts.append(f"{counts['num_empty_documents']:,} of the documents without a token")
+    if rejected := counts.get("num_rejected_lines"):
+        parts.append(f"{rejected:,} bad lines skipped")
+    return ", ".join(parts)
+
+
+def choose_shards(num_shards: int | None, index: int | None, environment: Mapping[str, str]) -> "list[Shard]":
+    """The shards that this process makes, from the flags, else from the SLURM array that it is a task of.
+
+    Raises:
+        InputError: the index is none of the shards', or the array does not count from 0.
+    """
+    from megatron_miniplm.corpus.build import WHOLE, Shard
+
+    task = environment.get("SLURM_ARRAY_TASK_ID")
+    if num_shards is None and index is None and task is not None:
+        if environment.get("SLURM_ARRAY_TASK_MIN", "0") != "0":
+            raise InputError(
+                f"SLURM_ARRAY_TASK_MIN is {environment['SLURM_ARRAY_TASK_MIN']}: submit --array=0-(N-1), or give "
+                "--num-shards N to run some tasks of such an array again"
+            )
+        num_shards = int(environment["SLURM_ARRAY_TASK_MAX"]) + 1
+    if num_shards is None:
+        if index is not None:
+            raise InputError("--shard-index needs --num-shards")
+        return [WHOLE]
+    if num_shards < 1:
+        raise InputError(f"--num-shards {num_shards} makes no shard: give at least 1")
+    if index is None:
+        if task is None:
+            return [Shard(index=each, count=num_shards) for each in range(num_shards)]
+        index = int(task)
+    if not 0 <= index < num_shards:
+        raise InputError(f"shard {index} is none of {num_shards}: they count from 0 to {num_shards - 1}")
+    return [Shard(index=index, count=num_shards)]

@@ -1,20 +1,36 @@
-"""The verb of this package: JSONL files and a tokenizer in, one `.bin/.idx` pair with its manifest a key out.
+"""The verb of this package: text and a tokenizer in, one `.bin/.idx` pair with sidecar and manifest a key and shard out.
 
-The bytes are those of Megatron's `tools/preprocess_data.py`: one document is one sequence, `--append-eod` gives every
-document that has tokens one more, and a document without tokens is a document boundary without a sequence.
+In document mode the bytes are those of Megatron's `tools/preprocess_data.py`: one document is one sequence,
+`--append-eod` gives every document that has tokens one more, and a document without tokens is a document boundary
+without a sequence.
 """
 
+import json
 import logging
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO
 
-import numpy as np
-
-from megatron_miniplm.artifacts import Fingerprint, Manifest, digest_file, load_manifest
-from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of, manifest_path
-from megatron_miniplm.corpus.readers import Batch, check_inputs, read_batches
-from megatron_miniplm.corpus.tokenizers import TextEncoder, load_encoder
+from megatron_miniplm.artifacts import Manifest, atomic_output, digest_values, load_manifest
+from megatron_miniplm.artifacts.fingerprint import digest_file_samples
+from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of, manifest_path
+from megatron_miniplm.corpus.encoding import (
+    ChunkSettings,
+    EncodedTexts,
+    EncodedUnit,
+    EncodingSettings,
+    UnitEncoder,
+    unit_encoding,
+)
+from megatron_miniplm.corpus.readers import Fields, LineCounter, Rejected, Unit, UnitReader, units_of
+from megatron_miniplm.corpus.sentences import SentenceModel
+from megatron_miniplm.corpus.sources import UNIT_BYTES, Source, expand_inputs, shard_spans, whole_span
+from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
 from megatron_miniplm.indexed.layout import bin_path, idx_path, optimal_dtype
@@ -22,176 +38,314 @@ from megatron_miniplm.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+DOCUMENT, CHUNK = "document", "chunk"
+REJECTED_SUFFIX = ".rejected.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Which part of the inputs: shard `index` of `count`, from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def suffix(self) -> str:
+        return "" if self.count == 1 else f"_{self.index:05d}-of-{self.count:05d}"
+
+
+WHOLE = Shard()
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
     """What shapes a corpus.
 
     Attributes:
-        inputs: JSONL files, in the order in which their documents are written.
-        output_prefix: the pair of a key is `<output_prefix>_<key>_document`.
+        inputs: files, directories and globs, in the order in which their documents are written.
+        output_prefix: the pair of a key is `<output_prefix>_<key>_document`, or `_chunk`.
         json_keys: the keys whose values are text.
-        tokenizer_type: see `tokenizers.TOKENIZER_TYPES`.
-        tokenizer_model: file or directory.
-        append_eod: whether every document ends with the tokenizer's end-of-document token.
+        id_key, domain_key: see `readers.Fields`.
+        append_eod: whether every document ends with the tokenizer's end-of-document token; in chunks it always does.
+        chunk_length: None for one sequence a document, else the most tokens of a chunk.
+        sentence_model: directory of a Punkt model; None trains one on the first texts of the inputs.
+        skip_bad_lines: list them in `<prefix>.rejected.jsonl` and go on, where False stops at the first.
     """
 
-    inputs: tuple[Path, ...]
+    inputs: tuple[str | Path, ...]
     output_prefix: Path
     json_keys: tuple[str, ...]
-    tokenizer_type: str
-    tokenizer_model: Path
-    append_eod: bool
+    tokenizer: TokenizerSettings
+    append_eod: bool = False
+    id_key: str | None = None
+    domain_key: str | None = None
+    chunk_length: int | None = None
+    sentence_model: Path | None = None
+    skip_bad_lines: bool = False
 
-    def prefix(self, key: str) -> Path:
-        return self.output_prefix.with_name(f"{self.output_prefix.name}_{key}_document")
+    def prefix(self, key: str, shard: Shard = WHOLE) -> Path:
+        shape = DOCUMENT if self.chunk_length is None else CHUNK
+        return self.output_prefix.with_name(f"{self.output_prefix.name}_{key}_{shape}{shard.suffix}")
+
+    @property
+    def fields(self) -> Fields:
+        return Fields(text_keys=self.json_keys, id_key=self.id_key, domain_key=self.domain_key)
 
 
-def build_corpus(settings: BuildSettings, *, num_threads: int) -> dict[Path, Manifest]:
-    """Encode the inputs, or recognise that this was already done.
+def build_corpus(
+    settings: BuildSettings, *, num_workers: int, shards: Sequence[Shard] = (WHOLE,)
+) -> dict[Path, Manifest]:
+    """Encode the inputs shard by shard; what is finished already is recognised and left as it is.
 
     Args:
-        num_threads: encoder threads; the output does not depend on it.
+        num_workers: processes; the output does not depend on it.
 
     Returns:
-        The manifest of every prefix, in the order of the keys.
+        The manifest of every prefix, by shard and key.
 
     Raises:
-        InputError: an input, the tokenizer or the output prefix cannot be used; nothing was published.
+        InputError: an input, the tokenizer or the output prefix cannot be used; finished shards stay.
     """
-    check_inputs(settings.inputs)
-    encoder = load_encoder(settings.tokenizer_type, settings.tokenizer_model, num_threads)
-    if settings.append_eod and encoder.eod_id is None:
+    sources = expand_inputs(settings.inputs)
+    encoder = make_encoder(settings.tokenizer, num_threads=1)
+    if (settings.append_eod or settings.chunk_length is not None) and encoder.eod_id is None:
+        place = " and ".join(map(str, settings.tokenizer.files)) or settings.tokenizer.tokenizer_type
+        flag = "--append-eod" if settings.chunk_length is None else "--sequence chunk"
         raise InputError(
-            f"--append-eod needs an end-of-document token, and {settings.tokenizer_model} names none: set eos_token in "
-            "its tokenizer_config.json (SentencePiece: train with an eos_id), or leave out --append-eod"
+            f"{flag} needs an end-of-document token, and {place} names none: set eos_token in "
+            f"its tokenizer_config.json (SentencePiece: train with an eos_id), or leave out {flag}"
         )
-    plan = _plan_outputs(settings, encoder)
-    existing = {prefix: found for prefix, wanted in plan.items() if (found := _existing(prefix, wanted)) is not None}
-    if len(existing) == len(plan):
-        logger.info("%s is complete already, from the same inputs and settings: nothing to do", settings.output_prefix)
-        return existing
-    return _encode_inputs(settings, encoder, plan)
+    encoding = EncodingSettings(
+        tokenizer=settings.tokenizer,
+        fields=settings.fields,
+        append_eod=settings.append_eod or settings.chunk_length is not None,
+        chunks=_chunk_settings(settings, sources),
+    )
+    manifests: dict[Path, Manifest] = {}
+    builds = [_ShardBuild(settings, encoding, encoder, sources, shard) for shard in shards]
+    unfinished = []
+    for build in builds:
+        manifests |= (found := build.existing()) or {}
+        unfinished += [build] if found is None else []
+    if sum(build.size_bytes for build in unfinished) <= UNIT_BYTES:
+        num_workers = 1  # starting more would take longer
+    work = UnitEncoder(encoding, encoder).encode
+    with WorkerPool(partial(unit_encoding, encoding), num_workers, work) as pool:
+        for build in unfinished:
+            manifests |= build.run(pool)
+    return {prefix: manifests[prefix] for build in builds for prefix in build.prefixes}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Origin:
-    """The part of a manifest that is known before anything is encoded, and that decides what comes out."""
-
-    settings: dict[str, object]
-    versions: dict[str, str]
-    inputs: tuple[ArtifactInput, ...]
-
-    def content(self) -> tuple[object, ...]:
-        return self.settings, [(parent.role, parent.fingerprint) for parent in self.inputs]
-
-
-def _plan_outputs(settings: BuildSettings, encoder: TextEncoder) -> dict[Path, _Origin]:
-    fingerprints: list[tuple[str, Path, Fingerprint]] = [("text", path, digest_file(path)) for path in settings.inputs]
-    fingerprints.append(("tokenizer", settings.tokenizer_model, encoder.fingerprint()))
-    directory = settings.output_prefix.parent
-    inputs = tuple(input_of(role, path, found, relative_to=directory) for role, path, found in fingerprints)
-    return {
-        settings.prefix(key): _Origin(
-            settings={
-                "json_key": key,
-                "tokenizer_type": settings.tokenizer_type,
-                "vocab_size": encoder.vocab_size,
-                "eod_id": encoder.eod_id,
-                "append_eod": settings.append_eod,
-            },
-            versions=encoder.versions,
-            inputs=inputs,
-        )
-        for key in settings.json_keys
-    }
-
-
-def _existing(prefix: Path, wanted: _Origin) -> Manifest | None:
-    """The manifest of a finished prefix with the same content; None where there is nothing.
-
-    Raises:
-        InputError: something else lies under the prefix.
-    """
-    remedy = "choose another --output-prefix, or delete it"
-    if not manifest_path(prefix).exists():
-        for path in (bin_path(prefix), idx_path(prefix)):
-            if path.exists():
-                raise InputError(
-                    f"{path} exists without {manifest_path(prefix).name}, so it is another tool's or unfinished: "
-                    f"{remedy}"
-                )
+def _chunk_settings(settings: BuildSettings, sources: Sequence[Source]) -> ChunkSettings | None:
+    """With the given sentence model, or one trained on the first texts of all inputs, whatever the shard."""
+    if settings.chunk_length is None:
         return None
-    manifest = load_manifest(prefix)
-    found = _Origin(settings=manifest.settings, versions=manifest.versions, inputs=manifest.inputs)
-    if found.content() != wanted.content():
-        raise InputError(f"{prefix} was made from other inputs or settings than those given now: {remedy}")
-    if IndexedCorpus.open(prefix).fingerprint() != manifest.fingerprint:
-        raise InputError(f"{prefix} has changed since it was made: {remedy}")
-    return manifest
+    if settings.chunk_length < 1:
+        raise InputError(f"--chunk-length {settings.chunk_length} has no room for a token: give at least 1")
+    if settings.sentence_model is not None:
+        model = SentenceModel.load(settings.sentence_model)
+    else:
+        logger.info("training a sentence model on the first texts (--sentence-model gives one)")
+        model = SentenceModel.train(_first_texts(settings, sources))
+    return ChunkSettings(length=settings.chunk_length, sentence_model=model)
 
 
-def _encode_inputs(settings: BuildSettings, encoder: TextEncoder, plan: dict[Path, _Origin]) -> dict[Path, Manifest]:
-    """Write every document beside its target, and publish when all are written."""
-    eod_id = encoder.eod_id if settings.append_eod else None
-    token_dtype = optimal_dtype(encoder.vocab_size)
-    with ExitStack() as stack:
-        outputs = {
-            key: _Output(writer=stack.enter_context(IndexedWriter(settings.prefix(key), token_dtype)))
-            for key in settings.json_keys
+def _first_texts(settings: BuildSettings, sources: Sequence[Source]) -> Iterator[str]:
+    """Texts in order; bad lines are left to the build to judge."""
+    reader = UnitReader(settings.fields)
+    for source in sources:
+        for unit in units_of(whole_span(source), reader.columns):
+            for texts in reader.read(unit).texts.values():
+                yield from texts
+
+
+class _ShardBuild:
+    """One shard: what it will be, whether it is there, and the writing of it."""
+
+    def __init__(
+        self,
+        settings: BuildSettings,
+        encoding: EncodingSettings,
+        encoder: TextEncoder,
+        sources: Sequence[Source],
+        shard: Shard,
+    ) -> None:
+        self._settings = settings
+        self._encoder = encoder
+        self._spans = shard_spans(sources, shard.index, shard.count)
+        self._prefixes = {key: settings.prefix(key, shard) for key in settings.json_keys}
+        self._directory = settings.output_prefix.parent
+        recorded = {
+            "sequence": DOCUMENT if settings.chunk_length is None else CHUNK,
+            "append_eod": encoding.append_eod,
+            "vocab_size": encoder.vocab_size,
+            "eod_id": encoder.eod_id,
+            **settings.tokenizer.recorded(),
         }
-        progress = stack.enter_context(Progress(sum(path.stat().st_size for path in settings.inputs), "B"))
-        for batch in read_batches(settings.inputs, settings.json_keys):
-            for key, output in outputs.items():
-                output.append(batch, key, encoder, eod_id)
-            progress.advance(batch.input_bytes)
-        return {prefix: output.publish(plan[prefix]) for prefix, output in zip(plan, outputs.values(), strict=True)}
+        if encoding.chunks is not None:
+            recorded |= {
+                "chunk_length": encoding.chunks.length,
+                "sentence_model": encoding.chunks.sentence_model.fingerprint(),
+            }
+        if settings.skip_bad_lines:
+            recorded["on_bad_line"] = "skip"
+        if shard.count > 1:
+            sizes = [(source.path.name, source.size_bytes) for source in sources]
+            recorded |= {
+                "shard_index": shard.index,
+                "num_shards": shard.count,
+                "sharded_inputs": digest_values(UNIT_BYTES, sizes),
+            }
+        labels = {"id_key": settings.id_key, "domain_key": settings.domain_key}
+        self._recorded = recorded | {name: key for name, key in labels.items() if key is not None}
+        used = [span.source for span in self._spans] if shard.count > 1 else sources
+        self._inputs = (
+            *(self._input("text", source.path, digest_file_samples(source.path)) for source in used),
+            *(self._input("tokenizer", path, encoder.fingerprint()) for path in settings.tokenizer.files),
+        )
+
+    @property
+    def prefixes(self) -> list[Path]:
+        return list(self._prefixes.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the inputs on disk."""
+        return sum(span.size_bytes for span in self._spans)
+
+    def _input(self, role: str, path: Path, fingerprint: str) -> ArtifactInput:
+        return input_of(role, path, fingerprint, relative_to=self._directory)
+
+    def _recorded_for(self, key: str) -> dict[str, object]:
+        return {"json_key": key, **self._recorded}
+
+    def existing(self) -> dict[Path, Manifest] | None:
+        """The manifests, if every key of the shard is finished.
+
+        Raises:
+            InputError: something else lies under a prefix.
+        """
+        found = [self._existing(key, prefix) for key, prefix in self._prefixes.items()]
+        manifests = {prefix: one for prefix, one in zip(self._prefixes.values(), found, strict=True) if one is not None}
+        if len(manifests) < len(found):
+            return None
+        for prefix in manifests:
+            logger.info("%s is complete already, from the same inputs and settings: nothing to do", prefix)
+        return manifests
+
+    def _existing(self, key: str, prefix: Path) -> Manifest | None:
+        remedy = "choose another --output-prefix, or delete it"
+        if not manifest_path(prefix).exists():
+            for path in (bin_path(prefix), idx_path(prefix)):
+                if path.exists() and not IndexedWriter.was_killed(prefix):
+                    raise InputError(
+                        f"{path} exists without {manifest_path(prefix).name}, so it is another tool's: {remedy}"
+                    )
+            return None
+        manifest = load_manifest(prefix)
+        wanted = [(parent.role, parent.fingerprint) for parent in self._inputs]
+        found = [(parent.role, parent.fingerprint) for parent in manifest.inputs]
+        if (manifest.settings, manifest.versions, found) != (self._recorded_for(key), self._encoder.versions, wanted):
+            raise InputError(f"{prefix} was made from other inputs or settings than those given now: {remedy}")
+        if IndexedCorpus.open(prefix).fingerprint() != manifest.fingerprint:
+            raise InputError(f"{prefix} has changed since it was made: {remedy}")
+        return manifest
+
+    def run(self, pool: WorkerPool[Unit, EncodedUnit]) -> dict[Path, Manifest]:
+        """Write every sequence beside its target, and publish when all are written."""
+        token_dtype = optimal_dtype(self._encoder.vocab_size)
+        with ExitStack() as stack:
+            outputs = [
+                _Output(stack, prefix, token_dtype, self._settings.skip_bad_lines) for prefix in self._prefixes.values()
+            ]
+            progress = stack.enter_context(Progress(self.size_bytes, "B"))
+            with ExitStack() as lists:
+                rejected = [output.open_rejected(lists) for output in outputs]
+                self._encode(pool, outputs, rejected, progress)
+            return {
+                prefix: output.publish(self._recorded_for(key), self._encoder.versions, self._inputs)
+                for (key, prefix), output in zip(self._prefixes.items(), outputs, strict=True)
+            }
+
+    def _encode(
+        self,
+        pool: WorkerPool[Unit, EncodedUnit],
+        outputs: "list[_Output]",
+        rejected: list[IO[bytes] | None],
+        progress: Progress,
+    ) -> None:
+        counter: LineCounter | None = None
+        columns = UnitReader(self._settings.fields).columns
+        units = (unit for span in self._spans for unit in units_of(span, columns))
+        for unit, encoded in pool.map(units):
+            if counter is None or counter.span is not unit.span:
+                counter = LineCounter(unit.span)
+            for line in encoded.rejected:
+                self._reject(line, counter, rejected)
+            counter.advance(encoded.num_lines)
+            source = os.path.relpath(unit.source.path, self._directory)
+            for output, texts in zip(outputs, encoded.texts, strict=True):
+                output.append(texts, source)
+                output.num_rejected += len(encoded.rejected)
+            progress.advance(unit.size_bytes)
+
+    def _reject(self, line: Rejected, counter: LineCounter, streams: list[IO[bytes] | None]) -> None:
+        if not self._settings.skip_bad_lines:
+            raise InputError(counter.describe(line))
+        entry = {"file": str(counter.span.source.path), "line": counter.line(line), "reason": line.reason}
+        for stream in streams:
+            if stream is not None:
+                stream.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
 
 
-@dataclass(kw_only=True)
 class _Output:
-    """The pair of one key while it is written."""
+    """The files of one key while they are written."""
 
-    writer: IndexedWriter
-    text_bytes: int = 0
+    def __init__(self, stack: ExitStack, prefix: Path, token_dtype, lists_rejected: bool) -> None:  # type: ignore[no-untyped-def]
+        from megatron_miniplm.indexed.sidecar import SidecarWriter, as_table  # pyarrow starts threads: see `workers`
 
-    def append(self, batch: Batch, key: str, encoder: TextEncoder, eod_id: int | None) -> None:
-        tokens_T, lengths_D = encoder.encode(batch.texts[key])
-        if tokens_T.max(initial=0) > np.iinfo(self.writer.token_dtype).max:
-            raise InputError(
-                f"the tokenizer gave id {tokens_T.max()}, but says that it has {encoder.vocab_size} tokens, for which "
-                f"Megatron stores {self.writer.token_dtype}: renumber its vocabulary without gaps"
-            )
-        if eod_id is not None:
-            tokens_T, lengths_D = append_eod(tokens_T, lengths_D, eod_id)
-        has_tokens_D = lengths_D > 0
-        self.writer.append(tokens_T, lengths_D[has_tokens_D], sequences_per_document_D=has_tokens_D)
-        self.text_bytes += batch.text_bytes[key]
+        self._as_table = as_table
+        self.writer = stack.enter_context(IndexedWriter(prefix, token_dtype, companions=(REJECTED_SUFFIX,)))
+        self.sidecar = stack.enter_context(SidecarWriter(prefix))
+        self.num_rejected = 0
+        self._rejected_path = prefix.with_name(prefix.name + REJECTED_SUFFIX) if lists_rejected else None
+        self._text_bytes = self._num_documents = self._num_empty = 0
 
-    def publish(self, origin: _Origin) -> Manifest:
-        """Make the pair visible, its manifest last."""
+    def open_rejected(self, stack: ExitStack) -> IO[bytes] | None:
+        return stack.enter_context(atomic_output(self._rejected_path)) if self._rejected_path else None
+
+    def append(self, texts: EncodedTexts, source: str) -> None:
+        self.sidecar.append(self._as_table(texts.pieces, source, self.writer.num_sequences))
+        self.writer.append(texts.tokens_T, texts.lengths_N, texts.sequences_per_document_D)
+        self._text_bytes += int(texts.pieces.text_bytes_P.sum())
+        self._num_documents += texts.num_documents
+        self._num_empty += texts.num_empty_documents
+
+    def publish(
+        self, settings: dict[str, object], versions: dict[str, str], inputs: tuple[ArtifactInput, ...]
+    ) -> Manifest:
+        """Make the files visible, the manifest last."""
         prefix = self.writer.prefix
-        files = self.writer.close()
+        counts = {
+            "num_sequences": self.writer.num_sequences,
+            "num_documents": self._num_documents,
+            "num_empty_documents": self._num_empty,
+            "num_tokens": self.writer.num_tokens,
+            "text_bytes": self._text_bytes,
+        }
+        files = self.sidecar.close()
+        if self._rejected_path is not None:
+            counts["num_rejected_lines"] = self.num_rejected
+            files[self._rejected_path.name] = checksum_of(self._rejected_path)
+        files = {**self.writer.close(), **files}
         manifest = Manifest(
             kind="corpus",
             fingerprint=IndexedCorpus.open(prefix).fingerprint(),
-            counts={
-                "num_sequences": self.writer.num_sequences,
-                "num_documents": self.writer.num_documents,
-                "num_tokens": self.writer.num_tokens,
-                "text_bytes": self.text_bytes,
-            },
-            settings=origin.settings,
-            versions=origin.versions,
-            inputs=origin.inputs,
+            counts=counts,
+            settings=settings,
+            versions=versions,
+            inputs=inputs,
             files=files,
         )
         manifest.write(prefix)
         return manifest
-
-
-def append_eod(tokens_T: np.ndarray, lengths_D: np.ndarray, eod_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give every document that has tokens one more, as Megatron does; returns the new tokens and lengths."""
-    has_tokens_D = lengths_D > 0
-    stops = np.cumsum(lengths_D)[has_tokens_D]
-    return np.insert(tokens_T, stops, eod_id), lengths_D + has_tokens_D

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_miniplm.artifacts import ArtifactInput, Manifest, atomic_output, digest_file, load_manifest, manifest_path
+from megatron_miniplm.artifacts import ArtifactInput, Manifest, atomic_output, load_manifest, manifest_path
+from megatron_miniplm.artifacts.fingerprint import digest_file_samples
 from megatron_miniplm.artifacts.manifest import checksum_of, input_of
-from megatron_miniplm.corpus.readers import check_inputs, read_batches
+from megatron_miniplm.corpus.readers import read_texts
+from megatron_miniplm.corpus.sources import expand_inputs
 from megatron_miniplm.corpus.tokenizers import load_encoder
 from megatron_miniplm.errors import InputError
 
@@ -54,8 +56,8 @@ def train_tokenizer(inputs: Sequence[Path], output_dir: Path, settings: Training
     minimum = _MIN_VOCAB_SIZE[settings.algorithm]
     if settings.vocab_size < minimum:
         raise InputError(f"--vocab-size {settings.vocab_size} has no room for every byte: give at least {minimum}")
-    check_inputs(inputs)
-    parents = tuple(input_of("text", path, digest_file(path), relative_to=output_dir) for path in inputs)
+    paths = [source.path for source in expand_inputs(inputs)]
+    parents = tuple(input_of("text", path, digest_file_samples(path), relative_to=output_dir) for path in paths)
     values = {**asdict(settings), "json_keys": list(settings.json_keys)}
     if (existing := _existing(output_dir, values, parents)) is not None:
         logger.info("%s is complete already, from the same inputs and settings: nothing to do", output_dir)
@@ -94,13 +96,11 @@ def _existing(output_dir: Path, values: dict[str, object], parents: Sequence[Art
 
 def _texts(inputs: Sequence[Path], settings: TrainingSettings) -> Iterator[str]:
     taken_bytes = 0
-    for batch in read_batches(inputs, settings.json_keys):
-        for texts in batch.texts.values():
-            for text in texts:
-                if settings.max_bytes is not None and taken_bytes >= settings.max_bytes:
-                    return
-                taken_bytes += len(text.encode("utf-8"))
-                yield text
+    for text in read_texts(inputs, settings.json_keys):
+        if settings.max_bytes is not None and taken_bytes >= settings.max_bytes:
+            return
+        taken_bytes += len(text.encode("utf-8"))
+        yield text
 
 
 def _train_byte_level_bpe(texts: Iterator[str], vocab_size: int) -> dict[str, bytes]:

@@ -180,6 +180,19 @@ def _read_header(path: Path) -> IndexHeader:
     if size_bytes not in (header.size_bytes, header.size_bytes + num_sequences):
         raise CorruptArtifactError(
             f"{path} has {size_bytes} bytes, its header ({num_sequences} sequences, {num_boundaries} document "
-            f"boundaries) asks for {header.size_bytes}: the index is truncated or damaged; make it again"
+            f"boundaries) asks for {header.size_bytes}: {_cut(header, size_bytes)}; copy or make it again"
         )
     return header
+
+
+def _cut(header: IndexHeader, size_bytes: int) -> str:
+    """Where an index of the wrong size ends."""
+    if size_bytes > header.size_bytes:
+        return "the index has a tail, or its header is damaged"
+    parts = (
+        ("document boundary", header.boundaries_offset, POINTER_DTYPE),
+        ("the pointer of sequence", header.pointers_offset, POINTER_DTYPE),
+        ("the length of sequence", header.lengths_offset, LENGTH_DTYPE),
+    )
+    name, offset, dtype = next(part for part in parts if size_bytes >= part[1])
+    return f"the index is cut off at {name} {(size_bytes - offset) // dtype.itemsize}"

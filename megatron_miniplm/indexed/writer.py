@@ -1,7 +1,9 @@
 """A streaming writer whose memory does not grow with the corpus, and whose bytes are Megatron's."""
 
+import fcntl
+import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +13,8 @@ import numpy as np
 
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, atomic_output, publish
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, hasher
-from megatron_miniplm.artifacts.manifest import prefix_manifest_path
+from megatron_miniplm.artifacts.manifest import PREFIX_MANIFEST_SUFFIX, prefix_manifest_path
+from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.layout import LENGTH_DTYPE, POINTER_DTYPE, IndexHeader, bin_path, idx_path
 
 _INDEX_CHUNK = 1 << 20  # sequences whose pointers are computed together
@@ -20,22 +23,38 @@ _INDEX_CHUNK = 1 << 20  # sequences whose pointers are computed together
 class IndexedWriter:
     """Writes `<prefix>.bin/.idx`; nothing is visible under the prefix before `close`.
 
-    Use as a context manager: an error in the block leaves nothing behind.
+    Use as a context manager: an error in the block leaves nothing behind. One process at a time writes a prefix, where
+    the file system has locks; what a killed one has left is written over.
+
+    Args:
+        companions: suffixes of further files of the prefix that are written atomically in the block.
 
     Attributes:
         num_documents, num_sequences, num_tokens: written so far.
+
+    Raises:
+        InputError: another process is writing this prefix.
     """
 
-    def __init__(self, prefix: Path, token_dtype: np.dtype) -> None:
+    def __init__(self, prefix: Path, token_dtype: np.dtype, companions: Sequence[str] = ()) -> None:
         self.prefix = prefix
         self.token_dtype = np.dtype(token_dtype)
         self.num_documents = self.num_sequences = self.num_tokens = 0
+        self._published = False
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._bin = self._open("bin")
-        self._lengths = self._open("lengths")
-        self._boundaries = self._open("boundaries")
+        self._bin = _open_locked(_temporary(prefix, "bin"), prefix)
+        self._lengths = open(_temporary(prefix, "lengths"), "wb")
+        self._boundaries = open(_temporary(prefix, "boundaries"), "wb")
+        for suffix in (".idx", PREFIX_MANIFEST_SUFFIX, *companions):
+            for stale in prefix.parent.glob(f".{glob.escape(prefix.name)}{suffix}.*{TEMPORARY_SUFFIX}"):
+                stale.unlink(missing_ok=True)
         self._boundaries.write(np.zeros(1, POINTER_DTYPE).data)
         self._digest = hasher()
+
+    @staticmethod
+    def was_killed(prefix: Path) -> bool:
+        """Whether a process that wrote this prefix ended before the block did, or is still writing."""
+        return _temporary(prefix, "lengths").exists()
 
     def append(
         self, tokens_T: np.ndarray, lengths_N: np.ndarray, sequences_per_document_D: np.ndarray | None = None
@@ -63,6 +82,9 @@ class IndexedWriter:
     def close(self) -> dict[str, dict[str, int | Fingerprint]]:
         """Publish the pair, the `.idx` last: a prefix exists once its index does. An older pair is replaced.
 
+        What is written in the block behind it, such as a manifest, belongs to it: a kill before the end of the block
+        can be told from a finished prefix by `was_killed`.
+
         Returns:
             The manifest's `files` entries of both.
         """
@@ -75,13 +97,13 @@ class IndexedWriter:
         for stale in (prefix_manifest_path(self.prefix), idx_path(self.prefix)):
             stale.unlink(missing_ok=True)
         publish(Path(self._bin.name), bin_path(self.prefix))
+        self._published = True
         index = write_index(
             self.prefix,
             token_dtype=self.token_dtype,
             lengths_N=_map(self._lengths, LENGTH_DTYPE, self.num_sequences),
             boundaries_D=_map(self._boundaries, POINTER_DTYPE, self.num_documents + 1),
         )
-        self.abandon()
         return {bin_path(self.prefix).name: {"bytes": bin_bytes, "blake2b": self._digest.hexdigest()}, **index}
 
     def abandon(self) -> None:
@@ -96,14 +118,32 @@ class IndexedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
+        if kind is None or not self._published:
             self.abandon()
-
-    def _open(self, part: str) -> IO[bytes]:
-        return open(self.prefix.with_name(f".{self.prefix.name}.{part}.{os.getpid()}{TEMPORARY_SUFFIX}"), "wb")
 
     def _streams(self) -> tuple[IO[bytes], ...]:
         return self._bin, self._lengths, self._boundaries
+
+
+def _temporary(prefix: Path, part: str) -> Path:
+    return prefix.with_name(f".{prefix.name}.{part}{TEMPORARY_SUFFIX}")
+
+
+def _open_locked(path: Path, prefix: Path) -> IO[bytes]:
+    """Open an unfinished file for writing from its start, which nobody else may be doing."""
+    stream = open(path, "ab")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = os.fstat(stream.fileno()).st_ino == path.stat().st_ino  # not one that was published just now
+    except (BlockingIOError, FileNotFoundError):
+        is_ours = False
+    except OSError:
+        is_ours = True  # a file system without locks
+    if not is_ours:
+        stream.close()
+        raise InputError(f"{prefix} is being written by another process: wait for it, or stop it")
+    stream.truncate(0)
+    return stream
 
 
 def _map(stream: IO[bytes], dtype: np.dtype, count: int) -> np.ndarray:

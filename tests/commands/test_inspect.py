@@ -5,7 +5,8 @@ import struct
 import numpy as np
 import pytest
 
-from megatron_miniplm.artifacts import Manifest, digest_file, load_manifest
+from megatron_miniplm.artifacts import Manifest, load_manifest
+from megatron_miniplm.artifacts.fingerprint import digest_file_samples
 from megatron_miniplm.artifacts.manifest import checksum_of, input_of
 from megatron_miniplm.cli import main
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, write_view
@@ -164,7 +165,7 @@ CORRUPTIONS = {
     ),
     "a token made negative": (
         lambda prefix: flip(f"{prefix}.bin", 103, bits=0x80),
-        ["pile.bin has token -", "pile has fingerprint", "pile.bin has changed"],
+        ["pile.bin: sequence 7 has token -", "pile has fingerprint", "pile.bin has changed"],
     ),
     "data cut short": (
         lambda prefix: os.truncate(f"{prefix}.bin", 170),
@@ -250,7 +251,7 @@ def test_changed_text_of_a_directory_artifact(inspect, tmp_path):
     text.write_text("{}")
     directory = tmp_path / "tokenizer"
     directory.mkdir()
-    inputs = (input_of("text", text, digest_file(text), relative_to=directory),)
+    inputs = (input_of("text", text, digest_file_samples(text), relative_to=directory),)
     Manifest(kind="tokenizer", fingerprint="dd" * 16, counts={}, inputs=inputs).write(directory)
     assert inspect(directory, "--check")[0] == 0
     text.write_text("[]")

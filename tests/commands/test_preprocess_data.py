@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from megatron_miniplm.cli import main
+from megatron_miniplm.commands.preprocess_data import choose_shards
+from megatron_miniplm.corpus.build import WHOLE, Shard
+from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus
 
 REPOSITORY = Path(__file__).parents[2]
@@ -39,10 +42,12 @@ def test_train_then_preprocess(kind: str, tokenizer_type: str, model: str, capsy
     assert capsys.readouterr().out == f"{kind}: 288 tokens\n"
     assert main(preprocess(tokenizer_type, model, "--append-eod")) == 0
     corpus = IndexedCorpus.open("out/corpus_text_document")
-    assert capsys.readouterr().out == f"out/corpus_text_document: 200 documents, {corpus.num_tokens:,} tokens\n"
+    assert capsys.readouterr().out == (
+        f"out/corpus_text_document: 200 documents, {corpus.num_tokens:,} tokens, 50 of the documents without a token\n"
+    )
     assert len(corpus) == 150
     assert {path.name for path in Path("out").iterdir()} == {
-        f"corpus_text_document.{suffix}" for suffix in ("bin", "idx", "manifest.json")
+        f"corpus_text_document.{suffix}" for suffix in ("bin", "idx", "documents.parquet", "manifest.json")
     }
 
 
@@ -65,11 +70,23 @@ def test_the_tool_writes_the_same_with_any_number_of_workers_and_without_torch()
 @pytest.mark.parametrize(
     ("further", "message"),
     [
-        (["--input", "none.jsonl"], "error: none.jsonl does not exist: give one or more JSONL files to --input\n"),
-        (["--tokenizer-type", "GPT2"], "error: --tokenizer-type GPT2 is unknown: choose one of HuggingFaceTokenizer, "),
+        (["--input", "none.jsonl"], "error: none.jsonl does not exist: give files, directories or globs of text"),
+        (["--tokenizer-type", "GPT2"], "error: --tokenizer-type GPT2 is not supported: choose one of HuggingFace"),
         (["--tokenizer-model", "none"], "error: --tokenizer-model none does not exist: give the path of a trained"),
         (["--json-keys", "body"], "error: text.jsonl, line 1: expected the key 'body', found 'text': name the key "),
         (["--workers", "0"], "error: --workers 0 cannot encode: give at least 1\n"),
+        (
+            ["--sequence", "chunk"],
+            "error: --sequence chunk and --chunk-length belong together: give both (the paper's ",
+        ),
+        (
+            ["--chunk-length", "9"],
+            "error: --sequence chunk and --chunk-length belong together: give both (the paper's ",
+        ),
+        (["--sequence", "chunk", "--chunk-length", "0"], "error: --chunk-length 0 has no room for a token: give at "),
+        (["--shard-index", "0"], "error: --shard-index needs --num-shards\n"),
+        (["--num-shards", "2", "--shard-index", "2"], "error: shard 2 is none of 2: they count from 0 to 1\n"),
+        (["--num-shards", "0"], "error: --num-shards 0 makes no shard: give at least 1\n"),
     ],
 )
 def test_errors_are_one_line_and_publish_nothing(
@@ -82,3 +99,46 @@ def test_errors_are_one_line_and_publish_nothing(
     assert error.startswith(message)
     assert error.count("\n") == 1
     assert not Path("out").exists() or not list(Path("out").iterdir())
+
+
+def test_chunks_and_their_origin(capsys: pytest.CaptureFixture[str]) -> None:
+    train("bpe", "--vocab-size", "288")
+    capsys.readouterr()
+    command = preprocess("HuggingFaceTokenizer", "bpe", "--sequence", "chunk", "--chunk-length", "40")
+    assert main(command) == 0
+    corpus = IndexedCorpus.open("out/corpus_text_chunk")
+    assert corpus.lengths_N.max() <= 40
+    fill = corpus.num_tokens / (40 * len(corpus))
+    assert f"{corpus.num_tokens:,} tokens, {len(corpus):,} chunks, {fill:.1%} full" in capsys.readouterr().out
+    assert main(["inspect", "out/corpus_text_chunk", "--sequence", "0"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "--- text.jsonl, line 1: piece 0, from byte 0, 10 tokens\nThe first document.\n--- text.jsonl, line 3: piece 0"
+    )
+    assert main(["inspect", "out/corpus_text_chunk", "--check"]) == 0
+
+
+def test_shards_are_made_one_after_the_other_or_by_an_array(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("bpe", "--vocab-size", "280")
+    capsys.readouterr()
+    assert main(preprocess("HuggingFaceTokenizer", "bpe", "--num-shards", "2")) == 0
+    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [f"out/corpus_text_document_0000{index}-of-00002" for index in (0, 1)]
+    array = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "2"}
+    for name, value in array.items():
+        monkeypatch.setenv(name, value)
+    assert main(preprocess("HuggingFaceTokenizer", "bpe")) == 0
+    assert capsys.readouterr().out.startswith("out/corpus_text_document_00002-of-00003: ")
+
+
+def test_the_shard_of_an_array_task() -> None:
+    task = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "7"}
+    assert choose_shards(None, None, {}) == [WHOLE]
+    assert choose_shards(None, None, task) == [Shard(index=3, count=8)]
+    assert choose_shards(16, None, {**task, "SLURM_ARRAY_TASK_MIN": "3"}) == [Shard(index=3, count=16)]
+    assert choose_shards(16, 5, task) == [Shard(index=5, count=16)]
+    with pytest.raises(
+        InputError, match=r"SLURM_ARRAY_TASK_MIN is 1: submit --array=0-\(N-1\), or give --num-shards N"
+    ):
+        choose_shards(None, None, {**task, "SLURM_ARRAY_TASK_MIN": "1"})

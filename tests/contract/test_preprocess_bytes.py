@@ -20,7 +20,7 @@ from megatron.core.tokenizers import MegatronTokenizer
 from megatron_miniplm.corpus.build import BuildSettings, build_corpus
 from megatron_miniplm.corpus.huggingface_encoder import HARD_TEXTS
 from megatron_miniplm.corpus.tokenizer_training import TrainingSettings, train_tokenizer
-from megatron_miniplm.corpus.tokenizers import load_encoder
+from megatron_miniplm.corpus.tokenizers import TokenizerSettings, load_encoder
 
 LIBRARIES = {"HuggingFaceTokenizer": "huggingface", "SentencePieceTokenizer": "sentencepiece"}
 ADVERSARIAL_TEXTS = [
@@ -106,11 +106,10 @@ def test_same_bytes_as_megatron(
         inputs=(text_path,),
         output_prefix=tmp_path / "ours",
         json_keys=("text",),
-        tokenizer_type=tokenizer_type,
-        tokenizer_model=model,
+        tokenizer=TokenizerSettings(tokenizer_type=tokenizer_type, tokenizer_model=model),
         append_eod=append_eod,
     )
-    ((ours, manifest),) = build_corpus(settings, num_threads=2).items()
+    ((ours, manifest),) = build_corpus(settings, num_workers=1).items()
     theirs = tmp_path / "megatron"
     write_with_megatron(theirs, texts, load_with_megatron(tokenizer_type, model), append_eod)
     assert manifest.counts["num_sequences"] < manifest.counts["num_documents"] == len(texts)

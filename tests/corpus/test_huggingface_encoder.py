@@ -8,10 +8,12 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from rank_files import write_gpt2_files
 
-from megatron_miniplm.corpus import huggingface_encoder
-from megatron_miniplm.corpus.huggingface_encoder import HARD_TEXTS
-from megatron_miniplm.corpus.tokenizers import TextEncoder, load_encoder
+from megatron_miniplm.artifacts import digest_values
+from megatron_miniplm.corpus.gigatoken_engine import HARD_TEXTS
+from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings, load_encoder, make_encoder
+from megatron_miniplm.errors import InputError
 
 TEXTS = st.lists(
     st.text(st.characters(exclude_categories=["Cs"]))
@@ -30,21 +32,14 @@ def test_bpe_gives_the_ids_of_tokenizers_and_loses_nothing(
     assert [bpe.decode(part) for part in ids] == texts
 
 
-def test_an_engine_that_was_made_anew_gives_the_same_ids(
-    encode_each: Callable, bpe: TextEncoder, bpe_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(huggingface_encoder, "ENGINE_LIFE_CHARACTERS", 1)
-    encoder = load_encoder("HuggingFaceTokenizer", bpe_dir, num_threads=2)
-    for _ in range(3):
-        assert encode_each(encoder, list(HARD_TEXTS)) == encode_each(bpe, list(HARD_TEXTS))
-
-
 def test_the_fingerprint_is_of_the_content_not_of_the_place(bpe: TextEncoder, bpe_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(bpe_dir, tmp_path / "copy")
     assert load_encoder("HuggingFaceTokenizer", tmp_path / "copy", 1).fingerprint() == bpe.fingerprint()
     assert load_encoder("HuggingFaceTokenizer", tmp_path / "copy" / "tokenizer.json", 1).fingerprint() == (
         bpe.fingerprint()
     )
+    reference = tokenizers.Tokenizer.from_file(str(bpe_dir / "tokenizer.json"))
+    assert bpe.fingerprint() == digest_values("HuggingFaceTokenizer", reference.to_str(), 0)
     edit(tmp_path / "copy" / "tokenizer_config.json", eos_token=None)
     assert load_encoder("HuggingFaceTokenizer", tmp_path / "copy", 1).fingerprint() != bpe.fingerprint()
 
@@ -102,3 +97,192 @@ def test_a_tokenizer_whose_settings_change_it_is_loaded_through_transformers(
 def test_a_tokenizer_without_an_end_of_sequence_token_has_no_eod(bpe_dir: Path, tmp_path: Path) -> None:
     shutil.copy(bpe_dir / "tokenizer.json", tmp_path)
     assert load_encoder("HuggingFaceTokenizer", tmp_path, 1).eod_id is None
+
+
+def load_split(path: Path) -> TextEncoder:
+    settings = TokenizerSettings(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=path, split_special_tokens=True)
+    return make_encoder(settings, 2)
+
+
+@pytest.fixture(scope="module")
+def many_added_dir(bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Special tokens and others, overlapping, in the vocabulary and outside it."""
+    directory = tmp_path_factory.mktemp("many_added")
+    shutil.copy(bpe_dir / "tokenizer_config.json", directory)
+    tokenizer = tokenizers.Tokenizer.from_file(str(bpe_dir / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", "the"])
+    tokenizer.add_tokens(["<tool>", "<|im_end|><x>", " spaced "])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+ADDED_TEXTS = st.lists(
+    st.lists(
+        st.sampled_from(
+            [
+                "<|im_start|>",
+                "<|im_end|>",
+                "<x>",
+                "<tool>",
+                " spaced ",
+                "the",
+                "<|endoftext|>",
+                " ",
+                "\n",
+                "a",
+                "é",
+                "<|",
+            ]
+        )
+    ).map("".join)
+)
+
+
+@given(texts=ADDED_TEXTS)
+def test_special_tokens_are_split_as_transformers_splits_them(
+    encode_each: Callable, many_added_dir: Path, many_added: tuple[TextEncoder, TextEncoder], texts: list[str]
+) -> None:
+    reference = tokenizers.Tokenizer.from_file(str(many_added_dir / "tokenizer.json"))
+    whole, split = many_added
+    assert encode_each(whole, texts) == [encoding.ids for encoding in reference.encode_batch(texts)]
+    reference.encode_special_tokens = True
+    assert encode_each(split, texts) == [encoding.ids for encoding in reference.encode_batch(texts)]
+    for encoder in many_added:
+        assert encoder.decode_batch(*encoder.encode(texts)) == [text.encode() for text in texts]
+
+
+@pytest.fixture(scope="module")
+def many_added(many_added_dir: Path) -> tuple[TextEncoder, TextEncoder]:
+    return load_encoder("HuggingFaceTokenizer", many_added_dir, 2), load_split(many_added_dir)
+
+
+def test_gigatoken_splits_special_tokens_too(bpe: TextEncoder, bpe_dir: Path, encode_each: Callable) -> None:
+    split = load_split(bpe_dir)
+    assert "gigatoken" in split.versions
+    assert split.fingerprint() != bpe.fingerprint()
+    assert (split.vocab_size, split.eod_id) == (bpe.vocab_size, bpe.eod_id)
+    assert encode_each(bpe, ["<|endoftext|>"]) == [[0]]
+    assert 0 not in encode_each(split, ["<|endoftext|>"])[0]
+
+
+def change_tokenizer(source: Path, directory: Path, **parts: object) -> TextEncoder:
+    shutil.copy(source / "tokenizer.json", directory)
+    edit(directory / "tokenizer.json", **parts)
+    return load_encoder("HuggingFaceTokenizer", directory, 1)
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithNext", "invert": False}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": {"type": "NFC"}},
+        {"normalizer": {"type": "Lowercase"}},
+        {"pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{**SPLIT, "behavior": "Removed"}, BYTE_LEVEL]}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTE_LEVEL]}},
+        {"decoder": {"type": "Fuse"}},
+        {"decoder": None},
+    ],
+)
+def test_what_changes_the_text_has_no_bytes_for_its_tokens(
+    encode_each: Callable, bpe_dir: Path, tmp_path: Path, parts: dict
+) -> None:
+    encoder = change_tokenizer(bpe_dir, tmp_path, **parts)
+    assert encoder.token_bytes is None
+    texts = ["A cafe\u0301  is É", "", " a"]
+    ids = encode_each(encoder, texts)
+    assert encoder.decode_batch(*encoder.encode(texts)) == [encoder.decode(part).encode() for part in ids]
+    for text, part in zip(texts, ids, strict=True):
+        stops = encoder.token_stops(text).tolist()
+        assert len(stops) == len(part)
+        assert stops == sorted(stops)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [SPLIT, DIGITS, BYTE_LEVEL],
+            }
+        },
+        {"post_processor": BYTE_LEVEL},
+        {"post_processor": {"type": "Sequence", "processors": [BYTE_LEVEL]}},
+    ],
+)
+def test_what_only_splits_has_bytes_and_stops_that_keep_white_space(
+    encode_each: Callable, bpe_dir: Path, tmp_path: Path, parts: dict
+) -> None:
+    encoder = change_tokenizer(bpe_dir, tmp_path, **parts)
+    text = "a  b \n\n  c 12  "
+    (ids,) = encode_each(encoder, [text])
+    assert encoder.token_bytes is not None
+    pieces = [encoder.token_bytes[token] for token in ids]
+    assert b"".join(pieces) == text.encode()
+    assert encoder.token_stops(text).tolist() == [len(b"".join(pieces[: stop + 1])) for stop in range(len(pieces))]
+
+
+def test_tokens_of_a_template_end_where_the_text_before_them_does(
+    encode_each: Callable, bpe_dir: Path, tmp_path: Path
+) -> None:
+    template = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    encoder = change_tokenizer(bpe_dir, tmp_path, post_processor=json.loads(template.__getstate__()))
+    assert encode_each(encoder, ["é"])[0][::3] == [0, 0]
+    stops = encoder.token_stops("é").tolist()
+    assert stops[0] == 0
+    assert stops[-2:] == [2, 2]
+
+
+def test_special_tokens_are_added_as_megatron_adds_them(encode_each: Callable, bpe: TextEncoder, bpe_dir: Path) -> None:
+    settings = TokenizerSettings(
+        tokenizer_type="HuggingFaceTokenizer", tokenizer_model=bpe_dir, special_tokens=("<new>", "<|endoftext|>")
+    )
+    encoder = make_encoder(settings, 1)
+    assert (encoder.vocab_size, encoder.eod_id) == (601, 0)
+    assert encode_each(encoder, ["<new>"]) == [[600]]
+    assert encoder.fingerprint() != bpe.fingerprint()
+
+
+@pytest.fixture(scope="module")
+def gpt2_settings(bpe_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenizerSettings:
+    vocab_path, merges_path = write_gpt2_files(tmp_path_factory.mktemp("gpt2"), bpe_dir / "tokenizer.json")
+    return TokenizerSettings(tokenizer_type="GPT2BPETokenizer", vocab_file=vocab_path, merge_file=merges_path)
+
+
+def test_gpt2_files_give_the_ids_of_the_tokenizer_they_came_from(
+    encode_each: Callable, bpe: TextEncoder, gpt2_settings: TokenizerSettings
+) -> None:
+    encoder = make_encoder(gpt2_settings, 2)
+    assert encoder.versions.keys() == {"tokenizers", "gigatoken"}
+    assert (encoder.vocab_size, encoder.eod_id) == (600, 0)
+    assert encode_each(encoder, HARD_TEXTS) == encode_each(bpe, HARD_TEXTS)
+
+
+def test_gpt2_files_that_are_none_are_refused(gpt2_settings: TokenizerSettings, tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("[]")
+    settings = TokenizerSettings(
+        tokenizer_type="GPT2BPETokenizer", vocab_file=tmp_path / "vocab.json", merge_file=gpt2_settings.merge_file
+    )
+    with pytest.raises(InputError, match=r"vocab\.json and .*merges\.txt are not the vocab\.json and merges\.txt of"):
+        make_encoder(settings, 1)
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no tokenizer\.json: give the directory of a HuggingFace fast tokenizer"):
+        load_encoder("HuggingFaceTokenizer", tmp_path, 1)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer \(.*\): save it again"):
+        load_encoder("HuggingFaceTokenizer", tmp_path, 1)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json is not valid JSON"):
+        load_encoder("HuggingFaceTokenizer", tmp_path, 1)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json is not a JSON object"):
+        load_encoder("HuggingFaceTokenizer", tmp_path, 1)

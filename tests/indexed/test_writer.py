@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
 from megatron_miniplm.indexed.layout import optimal_dtype
 
@@ -104,7 +105,31 @@ def test_a_crash_while_replacing_leaves_no_stale_index_or_manifest(tmp_path, lit
     monkeypatch.setattr("megatron_miniplm.indexed.writer.write_index", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
-    assert [path.name for path in tmp_path.iterdir()] == ["corpus.bin"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["corpus.bin"]
+    assert IndexedWriter.was_killed(tmp_path / "corpus")
+    monkeypatch.undo()
+    write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.bin", "corpus.idx"]
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path):
+    for name in (".corpus.bin.tmp", ".corpus.lengths.tmp", ".corpus.boundaries.tmp", ".corpus.idx.123.tmp"):
+        (tmp_path / name).write_bytes(b"left")
+    (tmp_path / ".corpus.manifest.json.123.tmp").write_bytes(b"left")
+    (tmp_path / ".corpus2.idx.123.tmp").write_bytes(b"another's")
+    assert IndexedWriter.was_killed(tmp_path / "corpus")
+    write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
+    assert IndexedCorpus.open(tmp_path / "corpus").sequence(0).tolist() == list(range(6))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".corpus2.idx.123.tmp", "corpus.bin", "corpus.idx"]
+
+
+def test_two_processes_do_not_write_one_prefix(tmp_path):
+    with IndexedWriter(tmp_path / "corpus", np.dtype("<u2")) as writer:
+        with pytest.raises(InputError, match="corpus is being written by another process: wait for it, or stop it"):
+            IndexedWriter(tmp_path / "corpus", np.dtype("<u2"))
+        writer.append(np.arange(6), np.array([6]))
+        writer.close()
+    assert IndexedCorpus.open(tmp_path / "corpus").num_tokens == 6
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65499, "<u2"), (65500, "<i4")])

@@ -1,0 +1,77 @@
+"""Encode a corpus, or what was selected from one, in another tokenizer: distillation into a student of another family.
+
+  miniplm convert-tokenization --input refined --output student_corpus \\
+      --tokenizer-type HuggingFaceTokenizer --tokenizer-model student_tokenizer --workers 8
+
+writes one prefix of the same name for each prefix of the input, and student_corpus/data_args.txt. The tokenizer flags
+name the new tokenizer. One sequence becomes one sequence, in the same order.
+
+--from text (default) reads the text of every sequence back from the files that the corpus was made from, which its
+.documents.parquet names: exact. --from tokens decodes the ids, where those files are gone; sequences whose text may not
+be what was encoded are listed in <PREFIX>.round_trip.jsonl. Nothing is visible before it is complete; given again, the
+same command keeps what is finished and makes the rest.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from megatron_miniplm.commands.tokenizer_flags import TYPES_TEXT, add_tokenizer_arguments, tokenizer_settings
+from megatron_miniplm.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="PREFIX", help="prefixes, and directories with a data_args.txt"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory of the new prefixes")
+    parser.add_argument(
+        "--from", dest="converted_from", choices=("text", "tokens"), default="text", help="see above (default: text)"
+    )
+    add_tokenizer_arguments(parser)
+    source = parser.add_argument_group("source tokenizer", "of the input, with --from tokens")
+    source.add_argument(
+        "--source-tokenizer-type", metavar="TYPE", help=f"{TYPES_TEXT} (default: what the corpus's manifest says)"
+    )
+    source.add_argument(
+        "--source-tokenizer-model", type=Path, metavar="PATH", help="its files (default: where the manifest says)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes, all cores by default; the output does not depend on it",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from megatron_miniplm.artifacts.data_args import expand_prefixes
+    from megatron_miniplm.corpus.retokenize import ConversionSettings, convert_prefixes
+
+    if arguments.workers < 1:
+        raise InputError(f"--workers {arguments.workers} cannot encode: give at least 1")
+    given = (arguments.source_tokenizer_type, arguments.source_tokenizer_model)
+    if arguments.converted_from == "text" and given != (None, None):
+        raise InputError("--source-tokenizer-type and --source-tokenizer-model belong to --from tokens: leave them out")
+    settings = ConversionSettings(
+        tokenizer=tokenizer_settings(arguments),
+        converted_from=arguments.converted_from,
+        source_tokenizer_type=arguments.source_tokenizer_type,
+        source_tokenizer_model=arguments.source_tokenizer_model,
+    )
+    prefixes = expand_prefixes(arguments.input)
+    for prefix, manifest in convert_prefixes(
+        prefixes, arguments.output, settings, num_workers=arguments.workers
+    ).items():
+        print(f"{prefix}: {describe_counts(manifest.counts)}")
+
+
+def describe_counts(counts: dict[str, int]) -> str:
+    """One line of results."""
+    parts = [f"{counts['num_sequences']:,} sequences", f"{counts['num_tokens']:,} tokens"]
+    if counts["num_empty_sequences"]:
+        parts.append(f"{counts['num_empty_sequences']:,} sequences left out that have no token")
+    if "num_round_trip_failures" in counts:
+        parts.append(f"{counts['num_round_trip_failures']:,} sequences whose text may differ")
+    return ", ".join(parts)

@@ -1,0 +1,71 @@
+"""The flags that name a tokenizer: Megatron's own, with its defaults, and `--split-special-tokens`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_miniplm.corpus.tokenizers import TokenizerSettings
+
+TYPES_TEXT = (
+    "HuggingFaceTokenizer, SentencePieceTokenizer, GPTSentencePieceTokenizer, Llama2Tokenizer, TikTokenizer, "
+    "GPT2BPETokenizer or NullTokenizer"
+)
+
+
+def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tokenizer", "as Megatron's flags of the same names")
+    group.add_argument("--tokenizer-type", required=True, metavar="TYPE", help=TYPES_TEXT)
+    group.add_argument(
+        "--tokenizer-model",
+        type=Path,
+        metavar="PATH",
+        help="a directory with tokenizer.json, a SentencePiece .model, or a JSON file of tiktoken ranks",
+    )
+    group.add_argument("--vocab-file", type=Path, metavar="FILE", help="vocab.json of a GPT2BPETokenizer")
+    group.add_argument("--merge-file", type=Path, metavar="FILE", help="merges.txt of a GPT2BPETokenizer")
+    group.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="V",
+        help="of a TikTokenizer (131072 by default) or NullTokenizer, special tokens included",
+    )
+    group.add_argument(
+        "--tiktoken-pattern", choices=("v1", "v2"), default="v2", help="how a TikTokenizer splits text (default: v2)"
+    )
+    group.add_argument(
+        "--tiktoken-num-special-tokens",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="ids that a TikTokenizer keeps for special tokens (default: 1000)",
+    )
+    group.add_argument(
+        "--tokenizer-special-tokens", nargs="+", default=(), metavar="TOKEN", help="special tokens to add, by content"
+    )
+    group.add_argument(
+        "--null-tokenizer-eod-id", type=int, metavar="ID", help="end of document of a NullTokenizer (default: V - 1)"
+    )
+    group.add_argument(
+        "--split-special-tokens",
+        action="store_true",
+        help="encode special tokens in the text as any other text; Megatron makes one id of each",
+    )
+
+
+def tokenizer_settings(arguments: argparse.Namespace) -> "TokenizerSettings":
+    """What `add_tokenizer_arguments` has read."""
+    from megatron_miniplm.corpus.tokenizers import TokenizerSettings
+
+    return TokenizerSettings(
+        tokenizer_type=arguments.tokenizer_type,
+        tokenizer_model=arguments.tokenizer_model,
+        vocab_file=arguments.vocab_file,
+        merge_file=arguments.merge_file,
+        vocab_size=arguments.vocab_size,
+        tiktoken_pattern=arguments.tiktoken_pattern,
+        tiktoken_num_special_tokens=arguments.tiktoken_num_special_tokens,
+        special_tokens=tuple(arguments.tokenizer_special_tokens),
+        null_tokenizer_eod_id=arguments.null_tokenizer_eod_id,
+        split_special_tokens=arguments.split_special_tokens,
+    )

@@ -1,0 +1,223 @@
+"""From a corpus back to the text it was made from, by way of its sidecar.
+
+    sidecar ──► rows of the wanted sequences, unit by unit of the text files ──► the texts of their pieces
+
+A sequence's pieces all come from one unit (`sources`), and the rows of a unit stand together, so that every unit is
+read once, and the text files from start to end. Axes: P pieces, U wanted sequences.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples
+from megatron_miniplm.corpus.encoding import utf8_sizes
+from megatron_miniplm.corpus.readers import Fields, Unit, UnitReader, units_of
+from megatron_miniplm.corpus.sources import Source, expand_inputs, open_parquet, row_group_runs, whole_span
+from megatron_miniplm.errors import InputError
+from megatron_miniplm.indexed.copying import with_columns
+from megatron_miniplm.indexed.sidecar import Sidecar
+
+_REMEDY = "bring the old file back, or convert with --from tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excerpts:
+    """The wanted pieces of one unit: picklable work.
+
+    Attributes:
+        json_key: of the text.
+        append_eod: whether documents end with the end-of-document token.
+        position_P, start_byte_P, text_bytes_P: as in the sidecar.
+        has_successor_P: whether the sidecar has a later piece of the same document.
+    """
+
+    unit: Unit
+    json_key: str
+    append_eod: bool
+    position_P: np.ndarray
+    start_byte_P: np.ndarray
+    text_bytes_P: np.ndarray
+    has_successor_P: np.ndarray
+
+
+def find_excerpts(
+    sidecar: Sidecar,
+    sequences_U: np.ndarray,
+    *,
+    json_key: str,
+    append_eod: bool,
+    fingerprints: dict[Path, Fingerprint],
+) -> Iterator[tuple[Excerpts, pa.Table]]:
+    """The pieces of some sequences by unit, in the order of the sidecar, each with its rows.
+
+    Units without a wanted piece are not read, except that compressed files are decompressed up to the last wanted one.
+
+    Args:
+        sequences_U: strictly ascending, at least one; in the rows, `sequence` is the place in it.
+        fingerprints: of the text files when they were encoded, by absolute path.
+
+    Raises:
+        InputError: a text file is missing or has changed.
+    """
+    rows = _Rows(sidecar)
+    columns = UnitReader(Fields(text_keys=(json_key,))).columns
+    while (head := rows.head()) is not None:
+        name, num_taken = head[0], rows.num_taken
+        path = sidecar.source_path(name)
+        source = _unchanged_source(path, sidecar, fingerprints)
+        for start, stop, units in _blocks(source, columns):
+            head = rows.head()
+            if head is None or head[0] != name or head[1] < start:
+                break  # the next file, or this one again from an earlier place, as merged corpora have it
+            if head[1] >= stop:
+                continue
+            wanted = _wanted(rows.take(name, start, stop), sequences_U)
+            for unit in units() if len(wanted) else ():
+                position_P = wanted["position"].to_numpy()
+                of_unit = wanted.filter(pa.array((position_P >= unit.start) & (position_P < unit.stop)))
+                if len(of_unit):
+                    yield _excerpts(unit, of_unit, json_key, append_eod), of_unit.drop_columns(_HAS_SUCCESSOR)
+        if rows.num_taken == num_taken:
+            raise _changed(path, sidecar)
+
+
+def read_excerpts(excerpts: Excerpts) -> tuple[list[str], np.ndarray]:
+    """The text of each piece, and whether its document ends with it.
+
+    Raises:
+        InputError: a piece is not in the text.
+    """
+    documents = UnitReader(Fields(text_keys=(excerpts.json_key,))).read(excerpts.unit)
+    texts_D = documents.texts[excerpts.json_key]
+    positions_D = np.array([*documents.positions, -1], np.int64)
+    document_P = np.searchsorted(positions_D[:-1], excerpts.position_P)
+    if (positions_D[document_P] != excerpts.position_P).any():
+        raise _other_text(excerpts.unit.source.path)
+    used_U, place_P = np.unique(document_P, return_inverse=True)
+    sizes_P = utf8_sizes([texts_D[document] for document in used_U.tolist()])[place_P]
+    stop_byte_P = excerpts.start_byte_P + excerpts.text_bytes_P
+    if (stop_byte_P > sizes_P).any():
+        raise _other_text(excerpts.unit.source.path)
+    texts, last, data = [], -1, b""
+    edges = (column.tolist() for column in (document_P, excerpts.start_byte_P, stop_byte_P, sizes_P))
+    for document, start, stop, size in zip(*edges, strict=True):
+        if stop - start == size:
+            texts.append(texts_D[document])
+            continue
+        if document != last:
+            last, data = document, texts_D[document].encode("utf-8")
+        try:
+            texts.append(data[start:stop].decode("utf-8"))
+        except UnicodeDecodeError:
+            raise _other_text(excerpts.unit.source.path) from None
+    return texts, (stop_byte_P == sizes_P) & ~excerpts.has_successor_P
+
+
+def _other_text(path: Path) -> InputError:
+    return InputError(f"{path} holds other documents than the sidecar says: {_REMEDY}")
+
+
+class _Rows:
+    """The rows of a sidecar, taken from the front.
+
+    Attributes:
+        num_taken: rows so far.
+    """
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self.num_taken = 0
+        self._tables = sidecar.tables()
+        self._table: pa.Table | None = None
+        self._sources: list[str] = []
+        self._source_P = self._position_P = np.empty(0, np.int64)
+
+    def head(self) -> tuple[str, int] | None:
+        """Source and position of the next row; None behind the last."""
+        while len(self._position_P) == 0:
+            table = next(self._tables, None)
+            if table is None:
+                return None
+            self._table = table.unify_dictionaries().combine_chunks()
+            source = self._table["source"].combine_chunks()
+            self._sources, self._source_P = source.dictionary.to_pylist(), source.indices.to_numpy()
+            self._position_P = self._table["position"].to_numpy()
+        return self._sources[self._source_P[0]], int(self._position_P[0])
+
+    def take(self, source: str, start: int, stop: int) -> pa.Table:
+        """The next rows, as long as they are of a source and their position lies in [start, stop); at least one."""
+        taken = []
+        while (head := self.head()) is not None and head[0] == source and start <= head[1] < stop:
+            assert self._table is not None
+            is_other_P = self._source_P != self._source_P[0]
+            is_other_P |= (self._position_P < start) | (self._position_P >= stop)
+            num_rows = int(np.argmax(is_other_P)) if is_other_P.any() else len(is_other_P)
+            taken.append(self._table.slice(0, num_rows))
+            self.num_taken += num_rows
+            self._table = self._table.slice(num_rows)
+            self._source_P, self._position_P = self._source_P[num_rows:], self._position_P[num_rows:]
+        return pa.concat_tables(taken)
+
+
+_HAS_SUCCESSOR = "has_successor"
+
+
+def _wanted(table: pa.Table, sequences_U: np.ndarray) -> pa.Table:
+    """The rows of the wanted sequences, with one more column; `sequence` becomes their place in `sequences_U`."""
+    sequence_P, position_P, piece_P = (table[name].to_numpy() for name in ("sequence", "position", "piece"))
+    _, document_P = np.unique(position_P, return_inverse=True)
+    last_piece_D = np.zeros(document_P.max(initial=0) + 1, piece_P.dtype)
+    np.maximum.at(last_piece_D, document_P, piece_P)
+    has_successor = pa.array(piece_P < last_piece_D[document_P])
+    place_P = np.minimum(np.searchsorted(sequences_U, sequence_P), len(sequences_U) - 1)
+    is_wanted = pa.array(sequences_U[place_P] == sequence_P)
+    return with_columns(table, sequence=place_P).append_column(_HAS_SUCCESSOR, has_successor).filter(is_wanted)
+
+
+def _excerpts(unit: Unit, wanted: pa.Table, json_key: str, append_eod: bool) -> Excerpts:
+    return Excerpts(
+        unit=unit,
+        json_key=json_key,
+        append_eod=append_eod,
+        position_P=wanted["position"].to_numpy(),
+        start_byte_P=wanted["start_byte"].to_numpy(),
+        text_bytes_P=wanted["text_bytes"].to_numpy(),
+        has_successor_P=wanted[_HAS_SUCCESSOR].to_numpy(),
+    )
+
+
+def _blocks(source: Source, columns: list[str]) -> Iterator[tuple[int, int, Callable[[], Iterable[Unit]]]]:
+    """Runs of units that can be passed over unread: the first position, the one behind the last, and the units."""
+    span = whole_span(source)
+    if source.format != "parquet":
+        for unit in units_of(span, columns):
+            yield unit.start, unit.stop, partial(iter, (unit,))
+        return
+    metadata = open_parquet(source.path).metadata
+    start = 0
+    for first, last in row_group_runs(source.path):
+        stop = start + sum(metadata.row_group(group).num_rows for group in range(first, last))
+        yield start, stop, partial(units_of, replace(span, start=first, stop=last), columns)
+        start = stop
+
+
+def _unchanged_source(path: Path, sidecar: Sidecar, fingerprints: dict[Path, Fingerprint]) -> Source:
+    """A text file as it was when it was encoded.
+
+    Raises:
+        InputError: it is missing or has changed.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}, the text behind {sidecar.path}, does not exist: {_REMEDY}")
+    if fingerprints.get(path.absolute()) != digest_file_samples(path):
+        raise _changed(path, sidecar)
+    (source,) = expand_inputs([path])
+    return source
+
+
+def _changed(path: Path, sidecar: Sidecar) -> InputError:
+    return InputError(f"{path}, the text behind {sidecar.path}, has changed since it was encoded: {_REMEDY}")

@@ -1,0 +1,186 @@
+"""Cross-family distillation: what was selected in the teacher's tokenizer becomes a corpus in the student's.
+
+    prefix ──► sidecar ──► text files ──► pieces of text ──┐                     (retokenize_text: exact)
+       └──► ids ──► decoded text, split at documents' ends ┴──► ids ──► corpus   (retokenize_tokens: without the text)
+
+One sequence gives one sequence, in the same order; one that has no token in the new tokenizer is left out and counted.
+Every sequence is a document of its own.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron_miniplm.artifacts import Manifest, atomic_output
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, write_data_args
+from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of
+from megatron_miniplm.corpus.excerpts import Excerpts
+from megatron_miniplm.corpus.retokenize_output import ConvertedOutput
+from megatron_miniplm.corpus.retokenize_source import Origin
+from megatron_miniplm.corpus.retokenize_text import ExcerptEncoder, convert_text
+from megatron_miniplm.corpus.retokenize_tokens import Run, RunRecoder, convert_tokens
+from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.workers import WorkerPool
+from megatron_miniplm.errors import InputError
+from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.indexed.existing import existing_corpus
+from megatron_miniplm.indexed.layout import optimal_dtype
+from megatron_miniplm.progress import Progress
+
+TEXT, TOKENS = "text", "tokens"
+ROUND_TRIP_SUFFIX = ".round_trip.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionSettings:
+    """What shapes a conversion.
+
+    Attributes:
+        tokenizer: of the corpus that is made.
+        converted_from: `TEXT`, the files that the corpus was made from, or `TOKENS`, its decoded ids.
+        source_tokenizer_type, source_tokenizer_model: of `TOKENS`; None is what the manifest says.
+    """
+
+    tokenizer: TokenizerSettings
+    converted_from: str = TEXT
+    source_tokenizer_type: str | None = None
+    source_tokenizer_model: Path | None = None
+
+
+def convert_prefixes(
+    prefixes: Sequence[Path], output_dir: Path, settings: ConversionSettings, *, num_workers: int
+) -> dict[Path, Manifest]:
+    """Convert every prefix into one of the same name in `output_dir`, and name them in its `data_args.txt`.
+
+    Args:
+        num_workers: processes; the output does not depend on it.
+
+    Returns:
+        The manifest of every output prefix; those that were finished already are left as they are.
+
+    Raises:
+        MiniPLMError: a prefix, its text or a tokenizer cannot be used, or something else lies in `output_dir`; prefixes
+            that are finished stay.
+    """
+    outputs = _output_prefixes(prefixes, output_dir)
+    encoder = make_encoder(settings.tokenizer, num_workers)
+    manifests: dict[Path, Manifest] = {}
+    with WorkerPool(partial(_Work, settings.tokenizer), num_workers) as pool:
+        for prefix, output in zip(prefixes, outputs, strict=True):
+            conversion = _Conversion(Origin(prefix), output, settings, encoder, num_workers)
+            manifests[output] = conversion.existing() or conversion.run(pool)
+    write_data_args(output_dir, [(manifest.counts["num_tokens"], output) for output, manifest in manifests.items()])
+    return manifests
+
+
+def _output_prefixes(prefixes: Sequence[Path], output_dir: Path) -> list[Path]:
+    outputs = [output_dir / prefix.name for prefix in prefixes]
+    if twice := sorted({output.name for output in outputs if outputs.count(output) > 1}):
+        raise InputError(f"two of the inputs are called {twice[0]}: convert them into two directories")
+    if (output_dir / DATA_ARGS).exists():
+        others = set(expand_prefixes([output_dir])) - {output.absolute() for output in outputs}
+        if others:
+            raise InputError(
+                f"{output_dir / DATA_ARGS} names {min(others)}, which this command does not write: give another "
+                "--output, or delete it"
+            )
+    return outputs
+
+
+class _Work:
+    """What a worker does, whether it is given text or tokens."""
+
+    def __init__(self, tokenizer: TokenizerSettings, num_threads: int) -> None:
+        encoder = make_encoder(tokenizer, num_threads)
+        self._excerpts = ExcerptEncoder(encoder)
+        self._runs = RunRecoder(encoder, num_threads)
+
+    def __call__(self, work: Excerpts | Run) -> Any:
+        return self._excerpts.encode(work) if isinstance(work, Excerpts) else self._runs.recode(work)
+
+
+class _Conversion:
+    """One prefix: what it becomes, whether that is there, and the writing of it."""
+
+    def __init__(
+        self, origin: Origin, output: Path, settings: ConversionSettings, encoder: TextEncoder, num_workers: int
+    ) -> None:
+        self._origin = origin
+        self._output = output
+        self._encoder = encoder
+        self._source_tokenizer: TokenizerSettings | None = None
+        inputs = [*origin.inputs(output.parent), *self._tokenizer_inputs("tokenizer", settings.tokenizer, encoder)]
+        versions = encoder.versions
+        if settings.converted_from == TOKENS:
+            source = origin.tokenizer(settings.source_tokenizer_type, settings.source_tokenizer_model)
+            source_encoder = make_encoder(source.settings, num_workers)
+            source.check(source_encoder, origin.prefix)
+            inputs += self._tokenizer_inputs("source tokenizer", source.settings, source_encoder)
+            versions = source_encoder.versions | versions
+            self._source_tokenizer = source.settings
+        if origin.kept_settings.get("append_eod") and encoder.eod_id is None:
+            raise InputError(
+                f"the documents of {origin.prefix} end with an end-of-document token, and the new tokenizer names "
+                "none: set eos_token in its tokenizer_config.json (SentencePiece: train with an eos_id)"
+            )
+        self._inputs = tuple(inputs)
+        self._versions = versions
+        self._settings = {
+            **origin.kept_settings,
+            "converted_from": settings.converted_from,
+            "vocab_size": encoder.vocab_size,
+            "eod_id": encoder.eod_id,
+            **settings.tokenizer.recorded(),
+        }
+
+    def _tokenizer_inputs(self, role: str, tokenizer: TokenizerSettings, encoder: TextEncoder) -> list[ArtifactInput]:
+        directory = self._output.parent
+        return [input_of(role, path, encoder.fingerprint(), relative_to=directory) for path in tokenizer.files]
+
+    def existing(self) -> Manifest | None:
+        """The manifest, if the output is finished.
+
+        Raises:
+            InputError: something else lies there.
+        """
+        return existing_corpus(
+            self._output,
+            settings=self._settings,
+            versions=self._versions,
+            inputs=self._inputs,
+            output_flag="--output",
+        )
+
+    def run(self, pool: WorkerPool[Any, Any]) -> Manifest:
+        """Write every sequence beside its target, and publish when all are written."""
+        with ExitStack() as stack:
+            token_dtype = optimal_dtype(self._encoder.vocab_size)
+            output = ConvertedOutput(stack, self._output, token_dtype, self._origin.sidecar)
+            with Progress(len(self._origin.corpus), " sequences") as progress:
+                counts, files = self._convert(output, pool, progress)
+            files = {**output.close(), **files}
+            manifest = Manifest(
+                kind="corpus",
+                fingerprint=IndexedCorpus.open(self._output).fingerprint(),
+                counts=output.counts | counts,
+                settings=self._settings,
+                versions=self._versions,
+                inputs=self._inputs,
+                files=files,
+            )
+            manifest.write(self._output)
+        return manifest
+
+    def _convert(
+        self, output: ConvertedOutput, pool: WorkerPool[Any, Any], progress: Progress
+    ) -> tuple[dict[str, int], dict[str, Any]]:
+        """Append all sequences; returns counts, and the `files` entries of other files than the corpus's."""
+        if self._source_tokenizer is None:
+            return convert_text(self._origin, output, pool, progress), {}
+        path = self._output.with_name(self._output.name + ROUND_TRIP_SUFFIX)
+        with atomic_output(path) as stream:
+            counts = convert_tokens(self._origin, self._source_tokenizer, output, stream, pool, progress)
+        return counts, {path.name: checksum_of(path)}

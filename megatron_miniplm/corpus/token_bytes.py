@@ -1,0 +1,49 @@
+"""Ids of several texts in flat arrays, to and from lists, and to the bytes that they stand for.
+
+Axes: T ids of all texts, N texts, V ids of the vocabulary.
+"""
+
+from collections.abc import Sequence
+from itertools import chain, pairwise
+
+import numpy as np
+
+_BLOCK_TOKENS = 1 << 15  # small enough for the processor's cache
+
+
+def flatten_ids(ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """One list of ids a text, as flat ids (T, uint32) and lengths (N, int64)."""
+    lengths_N = np.array([len(sequence) for sequence in ids], dtype=np.int64)
+    tokens_T = np.fromiter(chain.from_iterable(ids), np.uint32, count=int(lengths_N.sum()))
+    return tokens_T, lengths_N
+
+
+def split_ids(tokens_T: np.ndarray, lengths_N: np.ndarray) -> list[list[int]]:
+    """The inverse of `flatten_ids`."""
+    return [part_T.tolist() for part_T in np.split(tokens_T, np.cumsum(lengths_N))[:-1]]
+
+
+class ByteTable:
+    """The bytes of every id of a vocabulary, laid out so that runs of ids are joined at some 140 MB/s."""
+
+    def __init__(self, token_bytes_V: Sequence[bytes]) -> None:
+        self._bytes = np.frombuffer(b"".join(token_bytes_V), np.uint8)
+        self._sizes_V = np.fromiter(map(len, token_bytes_V), np.int32, len(token_bytes_V))
+        self._starts_V = np.cumsum(self._sizes_V, dtype=np.int32) - self._sizes_V
+
+    def join(self, tokens_T: np.ndarray, lengths_N: np.ndarray) -> list[bytes]:
+        """The bytes of N sequences of ids that lie one after the other."""
+        blocks = [
+            self._gather(tokens_T[start : start + _BLOCK_TOKENS]) for start in range(0, len(tokens_T), _BLOCK_TOKENS)
+        ]
+        data = b"".join(blocks)
+        stop_bytes_T = np.cumsum(self._sizes_V[tokens_T], dtype=np.int64)
+        stop_bytes_N = np.concatenate([[0], stop_bytes_T])[np.cumsum(lengths_N)].tolist()
+        return [data[start:stop] for start, stop in pairwise([0, *stop_bytes_N])]
+
+    def _gather(self, tokens_T: np.ndarray) -> bytes:
+        sizes_T = self._sizes_V[tokens_T]
+        starts_T = np.cumsum(sizes_T, dtype=np.int32) - sizes_T  # in the result
+        source = np.repeat(self._starts_V[tokens_T] - starts_T, sizes_T)
+        source += np.arange(len(source), dtype=np.int32)
+        return self._bytes[source].tobytes()

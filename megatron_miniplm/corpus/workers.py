@@ -1,0 +1,137 @@
+"""Units of work through worker processes, in order: what comes out does not depend on how many there are."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Self
+
+from megatron_miniplm.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_UNITS_AHEAD = 2  # a worker: one that it works on, one that waits for it
+
+#: jemalloc, which pyarrow brings, makes its background thread anew in a forked process.
+_FORKABLE_THREADS = frozenset({"jemalloc_bg_thd"})
+
+_work: Callable[[Any], Any] | None = None  # of a worker process
+
+
+class WorkerPool[Unit, Result]:
+    """Applies a function to units of work in several processes; use as a context manager.
+
+    Memory is bounded: at most two units a worker are on the way. The processes are forked where this one has no threads
+    that a fork would lose, and so share what it has loaded; elsewhere they are spawned, and load it each.
+
+    Args:
+        make_work: gives the function when called as `make_work(num_threads)`; picklable.
+        num_workers: processes; with 1, the work is done in this one.
+        work: the function itself, where this process has made it already.
+    """
+
+    def __init__(
+        self,
+        make_work: Callable[[int], Callable[[Unit], Result]],
+        num_workers: int,
+        work: Callable[[Unit], Result] | None = None,
+    ) -> None:
+        self._make_work = make_work
+        self._num_workers = num_workers
+        self._executor: ProcessPoolExecutor | None = None
+        self._work = work
+
+    def map(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, Result]]:
+        """Every unit with its result, in the order of the units.
+
+        Raises:
+            InputError: a worker process ended, such as for lack of memory.
+        """
+        return self._map_here(units) if self._executor is None else self._map_apart(self._executor, units)
+
+    def _map_here(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, Result]]:
+        work = self._work or self._make_work(1)
+        for unit in units:
+            yield unit, work(unit)
+
+    def _map_apart(self, executor: ProcessPoolExecutor, units: Iterable[Unit]) -> Iterator[tuple[Unit, Result]]:
+        waiting: deque[tuple[Unit, Future[Result]]] = deque()
+        try:
+            for unit in units:
+                waiting.append((unit, executor.submit(_do, unit)))
+                if len(waiting) >= _UNITS_AHEAD * self._num_workers:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        except BrokenProcessPool:
+            raise InputError(
+                "a worker process was ended from outside, most often for lack of memory: give fewer --workers, or "
+                "more memory"
+            ) from None
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def __enter__(self) -> Self:
+        """Start the processes, before this one opens files and starts threads."""
+        global _work
+        if self._num_workers > 1:
+            if can_fork := _can_fork():
+                _work = self._work or self._make_work(1)
+            self._executor = ProcessPoolExecutor(
+                self._num_workers,
+                mp_context=multiprocessing.get_context("fork" if can_fork else "spawn"),
+                initializer=_start_worker,
+                initargs=(None if can_fork else self._make_work,),
+            )
+            self._executor.submit(_do_nothing).result()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _can_fork() -> bool:
+    """Whether this process has one thread, besides those of libraries that see to forks themselves."""
+    try:
+        names = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]
+    except OSError:
+        return False  # not Linux
+    return sum(name.strip() not in _FORKABLE_THREADS for name in names) == 1
+
+
+def _start_worker(make_work: Callable[[int], Callable[[Any], Any]] | None) -> None:
+    """Args: make_work is None in a forked process, which has the function already."""
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.disable(logging.INFO)  # the parent has said it
+    if make_work is not None:
+        _work = make_work(1)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _do(unit: Any) -> Any:
+    assert _work is not None
+    return _work(unit)

@@ -1,0 +1,257 @@
+"""The provenance sidecar `<prefix>.documents.parquet`: which part of which document every sequence holds.
+
+One row is a *piece*: what one sequence has of one document. In document mode every sequence is one piece; a chunk may
+hold several. The rows are in the order of the sequences, so that the pieces of one sequence stand together.
+
+A view has no sidecar of its own: its pointers lead into its source's data, and with that into its source's sidecar.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, publish
+from megatron_miniplm.artifacts.manifest import checksum_of
+from megatron_miniplm.errors import CorruptArtifactError, InputError
+from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.indexed.layout import bin_path
+from megatron_miniplm.indexed.pieces import Pieces, crc32_of_runs
+
+SUFFIX = ".documents.parquet"
+FORMAT_VERSION = 1
+_VERSION_KEY = b"miniplm_sidecar_version"
+_ROW_GROUP_PIECES = 1 << 17
+
+#: Docs: docs/formats.md.
+SCHEMA = pa.schema(
+    [
+        pa.field("sequence", pa.int64(), nullable=False),
+        pa.field("source", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("piece", pa.int32(), nullable=False),
+        pa.field("start_byte", pa.int64(), nullable=False),
+        pa.field("text_bytes", pa.int64(), nullable=False),
+        pa.field("num_tokens", pa.int32(), nullable=False),
+        pa.field("crc32", pa.uint32(), nullable=False),
+        pa.field("id", pa.string()),
+        pa.field("domain", pa.dictionary(pa.int32(), pa.string())),
+    ],
+    metadata={_VERSION_KEY: str(FORMAT_VERSION)},
+)
+_DELTA_COLUMNS = ("sequence", "position", "piece", "start_byte", "text_bytes", "num_tokens")
+
+
+def sidecar_path(prefix: Path) -> Path:
+    """Where the sidecar of a prefix lies, whether or not there is one."""
+    return prefix.with_name(prefix.name + SUFFIX)
+
+
+def as_table(pieces: Pieces, source: str, first_sequence: int) -> pa.Table:
+    """Pieces of one source as rows of `SCHEMA`.
+
+    Args:
+        source: path of the source file, relative to the directory of the sidecar.
+        first_sequence: index of the unit's first sequence in the corpus.
+    """
+    num_pieces = len(pieces.sequence_P)
+    sources = pa.DictionaryArray.from_arrays(pa.array(np.zeros(num_pieces, np.int32)), pa.array([source]))
+    ids = pa.nulls(num_pieces, pa.string()) if pieces.ids is None else pa.array(pieces.ids, pa.string())
+    domains = pa.nulls(num_pieces, pa.string()) if pieces.domains is None else pa.array(pieces.domains, pa.string())
+    columns = [
+        pa.array(pieces.sequence_P + first_sequence, pa.int64()),
+        sources,
+        pa.array(pieces.position_P, pa.int64()),
+        pa.array(pieces.piece_P, pa.int32()),
+        pa.array(pieces.start_byte_P, pa.int64()),
+        pa.array(pieces.text_bytes_P, pa.int64()),
+        pa.array(pieces.num_tokens_P, pa.int32()),
+        pa.array(pieces.crc32_P, pa.uint32()),
+        ids,
+        domains.dictionary_encode(),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+class SidecarWriter:
+    """Writes a sidecar as sequences are written; it is visible after `close` only. Use as a context manager.
+
+    The caller holds the lock of the prefix (`IndexedWriter`), so that one process writes.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        self._path = sidecar_path(prefix)
+        self._temporary = self._path.with_name(f".{self._path.name}{TEMPORARY_SUFFIX}")
+        self._stream = open(self._temporary, "wb")
+        self._writer = pq.ParquetWriter(
+            self._stream,
+            SCHEMA,
+            compression="zstd",
+            use_dictionary=["source", "domain"],
+            column_encoding=dict.fromkeys(_DELTA_COLUMNS, "DELTA_BINARY_PACKED"),
+        )
+        self._pending: list[pa.Table] = []
+        self._num_pending = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._stream.closed:
+            self._stream.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def append(self, table: pa.Table) -> None:
+        """Add rows of `SCHEMA`."""
+        if len(table) == 0:
+            return
+        self._pending.append(table)
+        self._num_pending += len(table)
+        if self._num_pending >= _ROW_GROUP_PIECES:
+            self._flush()
+
+    def close(self) -> dict[str, dict[str, Any]]:
+        """Publish; returns the manifest's `files` entry."""
+        self._flush()
+        self._writer.close()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        publish(self._temporary, self._path)
+        return {self._path.name: checksum_of(self._path)}
+
+    def _flush(self) -> None:
+        if self._pending:
+            table = pa.concat_tables(self._pending).unify_dictionaries().combine_chunks()
+            self._writer.write_table(table, row_group_size=_ROW_GROUP_PIECES)
+        self._pending, self._num_pending = [], 0
+
+
+class Sidecar:
+    """The sidecar of a corpus, or of the corpus that a view points into.
+
+    Attributes:
+        path: the file.
+        num_pieces: rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = _open(path)
+        self.num_pieces: int = self._file.metadata.num_rows
+
+    @classmethod
+    def of(cls, corpus: IndexedCorpus) -> Self | None:
+        """The sidecar beside a corpus's data; None if there is none."""
+        path = sidecar_path(data_prefix(corpus.prefix))
+        return cls(path) if path.exists() else None
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """All rows in order, a row group at a time."""
+        for group in range(self._file.num_row_groups):
+            yield self._read(group, columns)
+
+    def pieces_of(self, sequence: int) -> list[dict[str, Any]]:
+        """The rows of one sequence, without reading the others' row groups."""
+        rows = []
+        for group in range(self._file.num_row_groups):
+            statistics = self._file.metadata.row_group(group).column(0).statistics
+            if statistics is None or statistics.min <= sequence <= statistics.max:
+                table = self._read(group, None)
+                rows += table.filter(pa.compute.equal(table["sequence"], sequence)).to_pylist()
+        return rows
+
+    def source_path(self, source: str) -> Path:
+        """Where a source lies, from its path in the rows."""
+        return Path(os.path.normpath(self.path.parent / source))
+
+    def _read(self, group: int, columns: list[str] | None) -> pa.Table:
+        try:
+            return self._file.read_row_group(group, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptArtifactError(f"{self.path}, row group {group}: cannot be read ({error}); {_REMEDY}") from None
+
+
+def find_mismatch(sidecar: Sidecar, corpus: IndexedCorpus) -> str | None:
+    """The first sequence of a corpus whose tokens are not those that its sidecar describes; about 1 GB/s.
+
+    Returns:
+        A message that names the file and the sequence; None if all agree.
+    """
+    itemsize = corpus.token_dtype.itemsize
+    tokens = np.memmap(bin_path(corpus.prefix), corpus.token_dtype, "r") if corpus.bin_bytes else np.zeros(0, "u1")
+    other = f"{sidecar.path} belongs to another corpus, or {corpus.prefix} has changed; copy both, or preprocess, again"
+    stop = last_sequence = 0
+    for table in sidecar.tables(["sequence", "num_tokens", "crc32"]):
+        sequence_P, num_tokens_P, crc32_P = (table[name].to_numpy() for name in table.column_names)
+        stops_P = stop + np.cumsum(num_tokens_P, dtype=np.int64)
+        known_P = np.clip(sequence_P, 0, max(0, len(corpus) - 1))
+        if len(corpus) == 0:  # indexing would fail
+            return f"{sidecar.path}: sequence {sequence_P[0]} is not in the index, which is empty: {other}"
+        first_P = corpus.pointers_N[known_P] // itemsize
+        wrong_P = (sequence_P != known_P) | (stops_P - num_tokens_P < first_P)
+        wrong_P |= stops_P > first_P + corpus.lengths_N[known_P]
+        if wrong_P.any():
+            first = int(np.argmax(wrong_P))
+            return f"{sidecar.path}: sequence {sequence_P[first]} has other tokens there than in the index: {other}"
+        found_P = crc32_of_runs(tokens[stop : int(stops_P[-1])], num_tokens_P)
+        if (found_P != crc32_P).any():
+            first = int(np.argmax(found_P != crc32_P))
+            return (
+                f"{bin_path(corpus.prefix)}: sequence {sequence_P[first]} does not match its checksum in "
+                f"{sidecar.path.name}: {other}"
+            )
+        stop, last_sequence = int(stops_P[-1]), int(sequence_P[-1])
+    if stop != corpus.num_tokens:
+        return f"{sidecar.path} ends with sequence {last_sequence}, the index with {len(corpus) - 1}: {other}"
+    return None
+
+
+_REMEDY = "copy it again, or preprocess again"
+
+
+def data_prefix(prefix: Path) -> Path:
+    """The prefix whose `.bin` holds the tokens: a view's source, else the prefix itself."""
+    data = bin_path(prefix)
+    return data.resolve().with_suffix("") if data.is_symlink() else prefix
+
+
+def source_sequences(view: IndexedCorpus) -> np.ndarray:
+    """For each sequence of a view, its index in the corpus that holds the data, int64; of a corpus, 0 .. N - 1.
+
+    Raises:
+        InputError: the index of that corpus is not beside its data.
+        CorruptArtifactError: a sequence of the view is none of the corpus's.
+    """
+    if not view.is_view:
+        return np.arange(len(view), dtype=np.int64)
+    source = IndexedCorpus.open(data_prefix(view.prefix))
+    found_N = np.searchsorted(source.pointers_N, view.pointers_N)
+    found_N = np.minimum(found_N, max(0, len(source) - 1))
+    wrong = (source.pointers_N[found_N] != view.pointers_N) | (source.lengths_N[found_N] != view.lengths_N)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise CorruptArtifactError(
+            f"{view.prefix}: sequence {first} at byte {view.pointers_N[first]} is no sequence of {source.prefix}: the "
+            "view was made of another corpus; make it again"
+        )
+    return found_N.astype(np.int64)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: preprocess again to make it") from None
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptArtifactError(f"{path} is not a whole Parquet file ({error}): {_REMEDY}") from None
+    version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    if version != str(FORMAT_VERSION) or file.schema_arrow.names != SCHEMA.names:
+        raise CorruptArtifactError(
+            f"{path} has sidecar format {version}, this release reads {FORMAT_VERSION}: preprocess again, or use the "
+            "release that wrote it"
+        )
+    return file

@@ -1,0 +1,69 @@
+"""From a sequence of any corpus or view back to the text that it came from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_miniplm.artifacts.lineage import relative_to_cwd
+from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
+from megatron_miniplm.corpus.readers import read_document
+from megatron_miniplm.errors import InputError
+from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, source_sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """What a sequence has of one document.
+
+    Attributes:
+        source: the text file, relative to the working directory where it lies below it.
+        line: of the file, from 1; of a Parquet file the row, from 0.
+        position: byte of the uncompressed text at which the line starts, or the row.
+        id, domain: None where the corpus was made without.
+        piece: number of this passage in its document, from 0.
+        start_byte: where it starts in the document's text in UTF-8.
+        num_tokens: in the sequence, with an end-of-document token.
+        text: of the passage.
+    """
+
+    source: str
+    line: int
+    position: int
+    id: str | None
+    domain: str | None
+    piece: int
+    start_byte: int
+    num_tokens: int
+    text: str
+
+
+def passages_of(corpus: IndexedCorpus, sequence: int) -> list[Passage]:
+    """The passages that make up a sequence, in order, their texts read from the original files.
+
+    Raises:
+        InputError: there is no such sequence or no sidecar, or an original file is gone or has changed.
+    """
+    if not 0 <= sequence < len(corpus):
+        raise InputError(f"{corpus.prefix} has no sequence {sequence}: they count from 0 to {len(corpus) - 1}")
+    sidecar = Sidecar.of(corpus)
+    data = data_prefix(corpus.prefix)
+    if sidecar is None or not manifest_path(data).exists():
+        raise InputError(f"{data} has no sidecar that says where its sequences come from: make it with preprocess-data")
+    json_key = load_manifest(data).settings["json_key"]
+    return [_passage(sidecar, row, json_key) for row in sidecar.pieces_of(int(source_sequences(corpus)[sequence]))]
+
+
+def _passage(sidecar: Sidecar, row: dict[str, Any], json_key: str) -> Passage:
+    path = sidecar.source_path(row["source"])
+    text, line = read_document(path, row["position"], json_key)
+    data = text.encode("utf-8")
+    start, stop = row["start_byte"], row["start_byte"] + row["text_bytes"]
+    if stop > len(data):
+        raise InputError(f"{path}, line {line}: has {len(data)} bytes of text, the sidecar expects {stop}: restore it")
+    return Passage(
+        source=str(relative_to_cwd(Path(path))),
+        line=line,
+        text=data[start:stop].decode("utf-8"),
+        **{name: row[name] for name in ("position", "id", "domain", "piece", "start_byte", "num_tokens")},
+    )

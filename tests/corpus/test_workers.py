@@ -1,0 +1,141 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_miniplm.corpus.workers import WorkerPool
+from megatron_miniplm.errors import InputError
+
+
+def make_work(num_threads: int) -> Callable[[int], tuple[int, int, int]]:
+    return lambda unit: (unit * unit, os.getpid(), num_threads)
+
+
+def make_failing_work(num_threads: int) -> Callable[[int], int]:
+    def fail(unit: int) -> int:
+        if unit == 3:
+            raise InputError("unit 3 cannot be used")
+        return unit
+
+    return fail
+
+
+def make_dying_work(num_threads: int) -> Callable[[int], int]:
+    return lambda unit: os._exit(9) if unit == 3 else unit
+
+
+def test_results_come_in_order_from_other_processes() -> None:
+    with WorkerPool(make_work, 2) as pool:
+        found = list(pool.map(iter(range(20))))
+        again = list(pool.map(iter(range(3))))
+    assert [(unit, result[0]) for unit, result in found] == [(unit, unit * unit) for unit in range(20)]
+    assert {num_threads for _, (_, _, num_threads) in found} == {1}
+    processes = {process for _, (_, process, _) in found}
+    assert os.getpid() not in processes
+    assert {process for _, (_, process, _) in again} <= processes
+
+
+@pytest.mark.parametrize("num_units", [0, 1, 5])
+def test_a_single_worker_is_this_process(num_units: int) -> None:
+    with WorkerPool(make_work, 1) as pool:
+        found = list(pool.map(iter(range(num_units))))
+    assert found == [(unit, (unit * unit, os.getpid(), 1)) for unit in range(num_units)]
+
+
+def test_a_process_with_one_thread_forks_and_shares_what_it_has_made(tmp_path: Path) -> None:
+    program = textwrap.dedent("""\
+        import os, threading
+        from megatron_miniplm.corpus.workers import WorkerPool
+
+        def make_work(num_threads):
+            made_by = os.getpid()
+            return lambda unit: made_by
+
+        def makers():
+            with WorkerPool(make_work, 2) as pool:
+                return {maker for _, maker in pool.map(range(8))}
+
+        if __name__ == "__main__":
+            forked = makers()
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+            print(forked == {os.getpid()}, os.getpid() in makers(), flush=True)
+    """)
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    process = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
+    assert (process.stdout, process.stderr) == ("True False\n", "")
+
+
+def test_few_units_are_on_the_way_at_once() -> None:
+    taken = 0
+
+    def units() -> Iterator[int]:
+        nonlocal taken
+        for unit in range(50):
+            taken += 1
+            yield unit
+
+    with WorkerPool(make_work, 2) as pool:
+        for done, _ in enumerate(pool.map(units()), start=1):
+            assert taken - done <= 4
+
+
+def test_an_error_of_a_unit_is_the_callers() -> None:
+    with WorkerPool(make_failing_work, 2) as pool, pytest.raises(InputError, match="unit 3 cannot be used"):
+        list(pool.map(iter(range(10))))
+
+
+def test_a_worker_that_is_killed_is_said() -> None:
+    with (
+        WorkerPool(make_dying_work, 2) as pool,
+        pytest.raises(InputError, match="give fewer --workers, or more memory"),
+    ):
+        list(pool.map(iter(range(10))))
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""\
+            import os, time
+            from megatron_miniplm.corpus.workers import WorkerPool
+
+            def make_work(num_threads):
+                def work(unit):
+                    open(f"worker-{os.getpid()}", "w").close()
+                    time.sleep(60)
+                return work
+
+            if __name__ == "__main__":
+                with WorkerPool(make_work, 2) as pool:
+                    list(pool.map(iter(range(4))))
+        """)
+    )
+    process = subprocess.Popen([sys.executable, str(program)], cwd=tmp_path)
+    try:
+        workers = _until(lambda: found if len(found := [*tmp_path.glob("worker-*")]) == 2 else None)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    _until(lambda: not any(_is_running(worker.name.split("-")[1]) for worker in workers) or None)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def _until[Value](probe: Callable[[], Value | None], seconds: float = 20.0) -> Value:
+    deadline = time.monotonic() + seconds
+    while (value := probe()) is None:
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+    return value
