@@ -1,4 +1,4 @@
-"""The verb of this package: text and a tokenizer in, one `.bin/.idx` pair with sidecar and manifest a key and shard out.
+"""The verb of this package: text and a tokenizer in; for each key and shard a `.bin/.idx`, sidecar and manifest out.
 
 In document mode the bytes are those of Megatron's `tools/preprocess_data.py`: one document is one sequence,
 `--append-eod` gives every document that has tokens one more, and a document without tokens is a document boundary

@@ -77,11 +77,17 @@ def find_excerpts(
             if head[1] >= stop:
                 continue
             wanted = _wanted(rows.take(name, start, stop), sequences_U)
-            for unit in units() if len(wanted) else ():
-                position_P = wanted["position"].to_numpy()
-                of_unit = wanted.filter(pa.array((position_P >= unit.start) & (position_P < unit.stop)))
-                if len(of_unit):
-                    yield _excerpts(unit, of_unit, json_key, append_eod), of_unit.drop_columns(_HAS_SUCCESSOR)
+            while len(wanted):  # one pass over the units, unless the rows go back to an earlier one
+                num_left = len(wanted)
+                for unit in units():
+                    of_unit = wanted.slice(0, _num_leading(wanted["position"].to_numpy(), unit.start, unit.stop))
+                    if len(of_unit):
+                        yield _excerpts(unit, of_unit, json_key, append_eod), of_unit.drop_columns(_HAS_SUCCESSOR)
+                        wanted = wanted.slice(len(of_unit))
+                    if len(wanted) == 0:
+                        break
+                if len(wanted) == num_left:
+                    raise _changed(path, sidecar)
         if rows.num_taken == num_taken:
             raise _changed(path, sidecar)
 
@@ -154,13 +160,19 @@ class _Rows:
         while (head := self.head()) is not None and head[0] == source and start <= head[1] < stop:
             assert self._table is not None
             is_other_P = self._source_P != self._source_P[0]
-            is_other_P |= (self._position_P < start) | (self._position_P >= stop)
-            num_rows = int(np.argmax(is_other_P)) if is_other_P.any() else len(is_other_P)
+            num_of_source = int(np.argmax(is_other_P)) if is_other_P.any() else len(is_other_P)
+            num_rows = _num_leading(self._position_P[:num_of_source], start, stop)
             taken.append(self._table.slice(0, num_rows))
             self.num_taken += num_rows
             self._table = self._table.slice(num_rows)
             self._source_P, self._position_P = self._source_P[num_rows:], self._position_P[num_rows:]
         return pa.concat_tables(taken)
+
+
+def _num_leading(position_P: np.ndarray, start: int, stop: int) -> int:
+    """How many of the first positions lie in [start, stop)."""
+    is_other_P = (position_P < start) | (position_P >= stop)
+    return int(np.argmax(is_other_P)) if is_other_P.any() else len(is_other_P)
 
 
 _HAS_SUCCESSOR = "has_successor"

@@ -7,10 +7,10 @@ tokenizer is loaded.
 
 import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,31 +24,23 @@ from megatron_miniplm.corpus.gigatoken_engine import (
     texts_of_control_strings,
     texts_of_vocabulary,
 )
-from megatron_miniplm.corpus.token_bytes import ByteTable, flatten_ids, split_ids
+from megatron_miniplm.corpus.huggingface_files import load_directory, load_gpt2
+from megatron_miniplm.corpus.token_bytes import ByteTable, flatten_ids, split_ids, wrap_ids
 from megatron_miniplm.corpus.tokenizers import TokenizerSettings
-from megatron_miniplm.errors import InputError
 
 if TYPE_CHECKING:
     import tokenizers
 
 logger = logging.getLogger(__name__)
 
-_GPT2_END_OF_TEXT = "<|endoftext|>"
-_NAMED_TOKENS = frozenset({"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"})
-#: Keys of tokenizer_config.json under which transformers takes tokenizer.json as it stands.
-_PLAIN_KEYS = _NAMED_TOKENS | {"tokenizer_class", "model_max_length", "clean_up_tokenization_spaces", "backend"}
-_PLAIN_CLASSES = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
-#: Further files that change what transformers makes of tokenizer.json.
-_OVERRIDING_FILES = ("config.json", "special_tokens_map.json", "added_tokens.json")
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class HuggingFaceEncoder:
     """A fast tokenizer, encoded by gigatoken where that is exact and by `tokenizers` elsewhere."""
 
-    text_prefix = b""
-
     def __init__(self, settings: TokenizerSettings, num_threads: int) -> None:
-        load = _load_gpt2 if settings.tokenizer_type == "GPT2BPETokenizer" else _load_directory
+        load = load_gpt2 if settings.tokenizer_type == "GPT2BPETokenizer" else load_directory
         self._settings = settings
         self._reference, eos_token, self.versions = load(settings)
         # tokenizer.json may ask for both; Megatron calls transformers without arguments, which switches them off.
@@ -65,9 +57,13 @@ class HuggingFaceEncoder:
 
     @cached_property
     def token_bytes(self) -> list[bytes] | None:
-        # What NFC changes (little text is not in NFC) changes the size with few exceptions, as the protocol demands.
-        keeps_sizes = (self._steps["normalizer"] or {"type": "NFC"})["type"] == "NFC"
-        return self._decoded_bytes if keeps_sizes and _splits_only(self._steps) else None
+        return self._decoded_bytes if _keeps_text(self._steps) else None
+
+    @cached_property
+    def text_prefix(self) -> bytes:
+        """SentencePiece's space where the tokenizer writes one, behind the tokens that a template puts first."""
+        table = self._decoded_bytes
+        return b"" if table is None else b"".join(table[index] for index in self._reference.encode("a").ids)[:-1]
 
     def fingerprint(self) -> Fingerprint:
         split = ["split_special_tokens"] if self._settings.split_special_tokens else []
@@ -87,24 +83,26 @@ class HuggingFaceEncoder:
         return self._reference.decode([int(token) for token in ids], skip_special_tokens=False)
 
     def decode_batch(self, tokens_T: np.ndarray, lengths_N: np.ndarray) -> list[bytes]:
-        if self._byte_table is not None:
+        if self._byte_table is not None and _is_byte_level(self._steps):
             return self._byte_table.join(tokens_T, lengths_N)
-        texts = self._reference.decode_batch(split_ids(tokens_T, lengths_N), skip_special_tokens=False)
-        return [text.encode() for text in texts]
+        if self._byte_table is not None and self.text_prefix in (b"", b" "):
+            texts = self._byte_table.join(tokens_T, lengths_N)
+            return [text.removeprefix(self.text_prefix) for text in texts]
+        decoded = self._reference.decode_batch(split_ids(tokens_T, lengths_N), skip_special_tokens=False)
+        return [text.encode() for text in decoded]
 
     def _encode_reference(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return flatten_ids([encoding.ids for encoding in self._reference.encode_batch_fast(list(texts))])
 
     @cached_property
     def _decoded_bytes(self) -> list[bytes] | None:
-        """What each id decodes to; None if that depends on its neighbours, as it does not in byte-level BPE."""
-        if (self._steps["decoder"] or {}).get("type") != "ByteLevel":
+        """What each id decodes to; None if that depends on its neighbours, as it does not in BPE over bytes."""
+        if (bytes_of := _bytes_of_piece(self._steps["decoder"] or {})) is None:
             return None
-        byte_of = _byte_of_character()
         vocabulary = self._reference.get_vocab(with_added_tokens=False)
         table = [b""] * (1 + max([*vocabulary.values(), *self._reference.get_added_tokens_decoder()], default=0))
         for token, index in vocabulary.items():
-            table[index] = bytes(map(byte_of.__getitem__, token)) if byte_of.keys() >= set(token) else token.encode()
+            table[index] = bytes_of(token)
         for index, added in self._reference.get_added_tokens_decoder().items():
             table[index] = added.content.encode()
         return table
@@ -145,7 +143,45 @@ class HuggingFaceEncoder:
             config = json.loads(tokenizer_json)
             config["added_tokens"] = [token for token in config["added_tokens"] if not token["special"]]
             tokenizer_json = json.dumps(config)
-        return GigatokenEngine(lambda: gigatoken.Tokenizer.from_json(tokenizer_json), num_threads).encode
+        engine = GigatokenEngine(lambda: gigatoken.Tokenizer.from_json(tokenizer_json), num_threads)
+        # gigatoken leaves out what a template puts around every text.
+        around, inside = self._reference.encode("a").ids, engine.encode(["a"])[0].tolist()
+        start = next((i for i in range(len(around)) if around[i : i + len(inside)] == inside), 0)
+        if around == inside:
+            return engine.encode
+        before, behind = around[:start], around[start + len(inside) :]
+        return lambda texts: wrap_ids(*engine.encode(texts), before, behind)
+
+
+def _bytes_of_piece(decoder: dict[str, Any]) -> Callable[[str], bytes] | None:
+    """What a piece of the vocabulary decodes to, for byte-level BPE and for SentencePiece's BPE with byte fallback."""
+    if decoder.get("type") == "ByteLevel":
+        byte_of = _byte_of_character()
+        return lambda piece: bytes(map(byte_of.__getitem__, piece)) if byte_of.keys() >= set(piece) else piece.encode()
+    kinds = {step.get("type"): step for step in decoder.get("decoders", ())}
+    if not {"Replace", "ByteFallback"} <= kinds.keys() <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
+        return None
+    if (kinds["Replace"]["pattern"], kinds["Replace"]["content"]) != ({"String": "▁"}, " "):
+        return None
+    return lambda piece: (
+        bytes([int(piece[3:5], 16)]) if _BYTE_PIECE.fullmatch(piece) else piece.replace("▁", " ").encode()
+    )
+
+
+def _is_byte_level(steps: dict[str, Any]) -> bool:
+    return (steps["decoder"] or {}).get("type") == "ByteLevel"
+
+
+def _keeps_text(steps: dict[str, Any]) -> bool:
+    """Whether ids stand for the text as it is, but for its first bytes.
+
+    What NFC changes (little text is not in NFC) changes the number of bytes too, with few exceptions.
+    """
+    normalizer = steps["normalizer"] or {}
+    normalizers = {step.get("type") for step in normalizer.get("normalizers", [normalizer])} - {None}
+    if _is_byte_level(steps):
+        return normalizers <= {"NFC"} and _splits_only(steps)
+    return normalizers <= {"Prepend", "Replace"} and (steps["pre_tokenizer"] or {}).get("type") in (None, "Metaspace")
 
 
 def _splits_only(steps: dict[str, Any]) -> bool:
@@ -175,104 +211,3 @@ def _byte_of_character() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + rank): byte for rank, byte in enumerate(others)}
-
-
-def _load_gpt2(settings: TokenizerSettings) -> "tuple[tokenizers.Tokenizer, str | None, dict[str, str]]":
-    """What transformers' GPT2Tokenizer makes of `vocab.json` and `merges.txt`."""
-    import tokenizers
-
-    try:
-        model = tokenizers.models.BPE.from_file(str(settings.vocab_file), str(settings.merge_file))
-    except Exception as error:  # the Rust side raises bare `Exception`
-        raise InputError(
-            f"{settings.vocab_file} and {settings.merge_file} are not the vocab.json and merges.txt of a GPT-2 "
-            f"tokenizer ({error}): give those"
-        ) from None
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    added = (_GPT2_END_OF_TEXT, *settings.special_tokens)
-    tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in added])
-    return tokenizer, _GPT2_END_OF_TEXT, {"tokenizers": version("tokenizers")}
-
-
-def _load_directory(settings: TokenizerSettings) -> "tuple[tokenizers.Tokenizer, str | None, dict[str, str]]":
-    """The `tokenizers` object that Megatron ends with, its end-of-sequence token (Megatron's EOD), and versions.
-
-    Megatron loads through transformers, which may rebuild or extend what tokenizer.json says. That import takes
-    seconds and brings torch along, so it is done only where it could make a difference.
-    """
-    import tokenizers
-
-    assert settings.tokenizer_model is not None, "checked by make_encoder"
-    directory = settings.tokenizer_model.parent if settings.tokenizer_model.is_file() else settings.tokenizer_model
-    if not (directory / "tokenizer.json").is_file():
-        raise InputError(f"{directory} has no tokenizer.json: give the directory of a HuggingFace fast tokenizer")
-    config = _read_config(directory / "tokenizer_config.json")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # the Rust side raises bare `Exception`
-        raise InputError(f"{directory / 'tokenizer.json'} is not a tokenizer ({error}): save it again") from None
-    if not settings.special_tokens and _is_plain(tokenizer, config, directory):
-        eos_token = _token_text(config.get("eos_token") or config.get("sep_token"))
-        return tokenizer, eos_token, {"tokenizers": version("tokenizers")}
-    logger.info("%s is not a plain fast tokenizer: loading it through transformers, as Megatron does", directory)
-    versions = {name: version(name) for name in ("tokenizers", "transformers")}
-    return *_load_through_transformers(directory, settings.special_tokens), versions
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): save the tokenizer again") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is not a JSON object: save the tokenizer again")
-    return config
-
-
-def _is_plain(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any], directory: Path) -> bool:
-    """Whether transformers and Megatron would leave tokenizer.json as it stands.
-
-    They do for the generic class, if every named token is already a special token that matches literally.
-    """
-    if not config.keys() <= _PLAIN_KEYS or config.get("tokenizer_class", "TokenizersBackend") not in _PLAIN_CLASSES:
-        return False
-    if any((directory / name).exists() for name in _OVERRIDING_FILES):
-        return False
-    literal = {
-        token.content
-        for token in tokenizer.get_added_tokens_decoder().values()
-        if token.special and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
-    }
-    named = {_token_text(config[key]) for key in _NAMED_TOKENS & config.keys() if config[key] is not None}
-    return named <= literal
-
-
-def _token_text(token: str | dict[str, Any] | None) -> str | None:
-    """tokenizer_config.json holds a token as a string or as an object with its `content`."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _load_through_transformers(
-    directory: Path, special_tokens: Sequence[str]
-) -> "tuple[tokenizers.Tokenizer, str | None]":
-    """What `megatron.core.tokenizers.text.libraries.huggingface_tokenizer` does with its default arguments."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False)
-    except Exception as error:  # whatever a model's own class raises
-        raise InputError(f"transformers cannot load the tokenizer in {directory} ({error}): save it again") from None
-    if not tokenizer.is_fast:
-        raise InputError(f"{directory} holds a tokenizer written in Python: save it as a fast one (tokenizer.json)")
-    named: dict[str, Any] = {"additional_special_tokens": list(special_tokens)}
-    for name, twin in (("sep_token", "eos_token"), ("cls_token", "bos_token")):
-        if getattr(tokenizer, name) is None and getattr(tokenizer, twin):
-            named[name] = getattr(tokenizer, twin)
-        elif getattr(tokenizer, twin) is None and getattr(tokenizer, name):
-            named[twin] = getattr(tokenizer, name)
-    tokenizer.add_special_tokens(named)
-    return tokenizer.backend_tokenizer, tokenizer.eos_token

@@ -428,7 +428,7 @@ def read_document(path: Path, position: int, key: str) -> tuple[str, int]:
         except _BadLine:
             pass
     raise InputError(
-        f"{path} has no document at {position}: it has changed since it was preprocessed; restore it, or preprocess again"
+        f"{path} has no document at {position}: it has changed since it was preprocessed; restore or preprocess it"
     )
 
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
 from megatron_miniplm.indexed.copying import copy_pieces, copy_sequences, relocated, with_columns
-from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, crc32_of_runs, sidecar_path
+from megatron_miniplm.indexed.pieces import crc32_of_runs
+from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, sidecar_path
 
 
 class ConvertedOutput:

@@ -23,6 +23,20 @@ def split_ids(tokens_T: np.ndarray, lengths_N: np.ndarray) -> list[list[int]]:
     return [part_T.tolist() for part_T in np.split(tokens_T, np.cumsum(lengths_N))[:-1]]
 
 
+def wrap_ids(
+    tokens_T: np.ndarray, lengths_N: np.ndarray, before: Sequence[int], behind: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put the same ids before, and others behind, each of N texts."""
+    wrapped_N = lengths_N + len(before) + len(behind)
+    starts_N = np.cumsum(wrapped_N) - wrapped_N
+    first_N = starts_N + len(before)
+    wrapped_T = np.empty(int(wrapped_N.sum()), tokens_T.dtype)
+    wrapped_T[np.arange(len(tokens_T)) + np.repeat(first_N - (np.cumsum(lengths_N) - lengths_N), lengths_N)] = tokens_T
+    wrapped_T[starts_N[:, None] + np.arange(len(before))] = before
+    wrapped_T[(first_N + lengths_N)[:, None] + np.arange(len(behind))] = behind
+    return wrapped_T, wrapped_N
+
+
 class ByteTable:
     """The bytes of every id of a vocabulary, laid out so that runs of ids are joined at some 140 MB/s."""
 

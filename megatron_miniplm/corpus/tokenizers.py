@@ -71,13 +71,16 @@ class TextEncoder(Protocol):
         vocab_size: Megatron's `tokenizer.vocab_size`, added tokens included, padding not.
         eod_id: Megatron's `tokenizer.eod`, None if the tokenizer has no such token.
         versions: the packages that make the ids, with their versions.
-        text_prefix: UTF-8 bytes that the tokenizer puts before each text (SentencePiece's space).
     """
 
     vocab_size: int
     eod_id: int | None
     versions: dict[str, str]
-    text_prefix: bytes
+
+    @property
+    def text_prefix(self) -> bytes:
+        """The UTF-8 bytes that the tokenizer puts before each text: SentencePiece's space, a template's tokens."""
+        ...
 
     @property
     def token_bytes(self) -> list[bytes] | None:

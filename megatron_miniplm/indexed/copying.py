@@ -28,9 +28,10 @@ def copy_sequences(source: IndexedCorpus, writer: IndexedWriter, advance: Callab
     Args:
         advance: called with every number of bytes written.
     """
-    data = np.memmap(bin_path(source.prefix), mode="r") if source.bin_bytes else np.zeros(0, np.uint8)
     runs = runs_of_sequences(source, _COPY_BYTES) if len(source) else [(0, 0)]  # documents without a sequence
     for start, stop in runs:
+        # Mapped anew for every run, so that pages which were read do not count as this process's memory.
+        data = np.memmap(bin_path(source.prefix), mode="r") if source.bin_bytes else np.zeros(0, np.uint8)
         lengths_N = source.lengths_N[start:stop]
         tokens_T = _gather(data, source.pointers_N[start:stop], lengths_N, source.token_dtype)
         writer.append(tokens_T, lengths_N, _ended_documents(source.boundaries_D, start, stop))

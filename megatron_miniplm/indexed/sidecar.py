@@ -86,7 +86,7 @@ class SidecarWriter:
     def __init__(self, prefix: Path) -> None:
         self._path = sidecar_path(prefix)
         self._temporary = self._path.with_name(f".{self._path.name}{TEMPORARY_SUFFIX}")
-        self._stream = open(self._temporary, "wb")
+        self._stream = self._temporary.open("wb")
         self._writer = pq.ParquetWriter(
             self._stream,
             SCHEMA,
@@ -102,6 +102,7 @@ class SidecarWriter:
 
     def __exit__(self, *error: object) -> None:
         if not self._stream.closed:
+            self._writer.close()  # or its finalizer complains that the file is closed
             self._stream.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -111,23 +112,28 @@ class SidecarWriter:
             return
         self._pending.append(table)
         self._num_pending += len(table)
-        if self._num_pending >= _ROW_GROUP_PIECES:
-            self._flush()
+        while self._num_pending >= _ROW_GROUP_PIECES:
+            self._write_row_group(_ROW_GROUP_PIECES)
 
     def close(self) -> dict[str, dict[str, Any]]:
         """Publish; returns the manifest's `files` entry."""
-        self._flush()
+        if self._num_pending:
+            self._write_row_group(self._num_pending)
         self._writer.close()
         os.fsync(self._stream.fileno())
         self._stream.close()
         publish(self._temporary, self._path)
         return {self._path.name: checksum_of(self._path)}
 
-    def _flush(self) -> None:
-        if self._pending:
-            table = pa.concat_tables(self._pending).unify_dictionaries().combine_chunks()
-            self._writer.write_table(table, row_group_size=_ROW_GROUP_PIECES)
-        self._pending, self._num_pending = [], 0
+    def _write_row_group(self, num_pieces: int) -> None:
+        """Write the first of the pending rows; bytes depend on the rows alone, not on the tables they came in."""
+        pending = pa.concat_tables(self._pending)
+        table, rest = pending.slice(0, num_pieces), pending.slice(num_pieces)
+        for name in ("source", "domain"):  # a dictionary has what occurs in the row group, in that order
+            values = table[name].cast(pa.string()).combine_chunks().dictionary_encode()
+            table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), values)
+        self._writer.write_table(table.combine_chunks(), row_group_size=num_pieces)
+        self._pending, self._num_pending = [rest], len(rest)
 
 
 class Sidecar:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Self, cast
 
 import numpy as np
 
@@ -43,8 +43,8 @@ class IndexedWriter:
         self._published = False
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._bin = _open_locked(_temporary(prefix, "bin"), prefix)
-        self._lengths = open(_temporary(prefix, "lengths"), "wb")
-        self._boundaries = open(_temporary(prefix, "boundaries"), "wb")
+        self._lengths = _open(_temporary(prefix, "lengths"), "wb")
+        self._boundaries = _open(_temporary(prefix, "boundaries"), "wb")
         for suffix in (".idx", PREFIX_MANIFEST_SUFFIX, *companions):
             for stale in prefix.parent.glob(f".{glob.escape(prefix.name)}{suffix}.*{TEMPORARY_SUFFIX}"):
                 stale.unlink(missing_ok=True)
@@ -129,9 +129,14 @@ def _temporary(prefix: Path, part: str) -> Path:
     return prefix.with_name(f".{prefix.name}.{part}{TEMPORARY_SUFFIX}")
 
 
+def _open(path: Path, mode: str) -> IO[bytes]:
+    """Open a file that outlives the function that opens it."""
+    return cast(IO[bytes], path.open(mode))
+
+
 def _open_locked(path: Path, prefix: Path) -> IO[bytes]:
     """Open an unfinished file for writing from its start, which nobody else may be doing."""
-    stream = open(path, "ab")
+    stream = _open(path, "ab")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         is_ours = os.fstat(stream.fileno()).st_ino == path.stat().st_ino  # not one that was published just now

@@ -126,7 +126,7 @@ DAMAGES: list[tuple[Callable[[IndexedCorpus], int], str]] = [
     (declare_a_wider_type, "pile_text_document.idx: sequence {} has"),
     (declare_a_signed_type, "pile_text_document.idx: the tokens are int16 from sequence {} on, expected uint16"),
     (point_beyond_the_end, "pile_text_document.idx: sequence {} has"),
-    (point_elsewhere, "pile_text_document.idx: sequence {} is at byte 2, but the sequence before it does not end there"),
+    (point_elsewhere, "pile_text_document.idx: sequence {} is at byte 2, but the sequence before it does not end"),
     (make_a_length_negative, "pile_text_document.idx: sequence {} has -5 tokens"),
     (write_a_token_outside_the_vocabulary, "pile_text_document.bin: sequence {} has token 60000 at byte"),
     (take_the_sidecar_of_another_corpus, "sequence {} "),

@@ -223,11 +223,8 @@ SHAPES = {"document": {}, "chunk": {"chunk_length": 12, "domain_key": "domain"}}
 @pytest.fixture
 def long_input(tmp_path: Path) -> Path:
     """Some 60 KB in three domains, to be cut into small units."""
-    texts = [text for text in topics.values() if text.isascii()][:20] + [
-        "",
-        "是。中文没有空格。真的。",
-        "👩‍👩‍👧‍👦 emoji! Yes.",
-    ]
+    texts = [text for text in topics.values() if text.isascii()][:20]
+    texts += ["", "是。中文没有空格。真的。", "👩‍👩‍👧‍👦 emoji! Yes."]
     path = tmp_path / "long.jsonl"
     lines = [{"text": text[:3000], "domain": "abc"[number % 3]} for number, text in enumerate(texts)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

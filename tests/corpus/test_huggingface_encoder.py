@@ -1,9 +1,10 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rank_files import write_gpt2_files
 
 from megatron_miniplm.artifacts import digest_values
-from megatron_miniplm.corpus.gigatoken_engine import HARD_TEXTS
+from megatron_miniplm.corpus.gigatoken_engine import HARD_TEXTS, GigatokenEngine
 from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings, load_encoder, make_encoder
 from megatron_miniplm.errors import InputError
 
@@ -48,26 +49,98 @@ def edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_a_tokenizer_that_gigatoken_would_encode_differently_falls_back_to_the_reference(
-    encode_each: Callable, bpe_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A template that puts a token in front of every text: gigatoken leaves it out."""
+def test_a_template_that_puts_tokens_around_every_text(encode_each: Callable, bpe_dir: Path, tmp_path: Path) -> None:
+    """gigatoken leaves them out; Llama 3's tokenizer has such a template."""
     reference = tokenizers.Tokenizer.from_file(str(bpe_dir / "tokenizer.json"))
     reference.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        single="<|endoftext|> $A . <|endoftext|>", special_tokens=[("<|endoftext|>", 0), (".", 13)]
     )
     reference.enable_truncation(5)
     reference.save(str(tmp_path / "tokenizer.json"))
     reference.no_truncation()
+    encoder = load_encoder("HuggingFaceTokenizer", tmp_path, num_threads=2)
+    assert "gigatoken" in encoder.versions
+    assert encode_each(encoder, list(HARD_TEXTS)) == [
+        encoding.ids for encoding in reference.encode_batch(list(HARD_TEXTS))
+    ]
+
+
+def test_a_template_before_the_text_is_its_prefix(bpe_dir: Path, tmp_path: Path) -> None:
+    reference = tokenizers.Tokenizer.from_file(str(bpe_dir / "tokenizer.json"))
+    reference.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    reference.save(str(tmp_path / "tokenizer.json"))
+    encoder = load_encoder("HuggingFaceTokenizer", tmp_path, num_threads=1)
+    tokens_T, _ = encoder.encode(["Some text."])
+    assert encoder.text_prefix == b"<|endoftext|>"
+    assert encoder.token_bytes is not None
+    assert b"".join(encoder.token_bytes[token] for token in tokens_T) == b"<|endoftext|>Some text."
+
+
+def test_a_tokenizer_that_gigatoken_would_encode_differently_falls_back_to_the_reference(
+    encode_each: Callable, bpe_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = GigatokenEngine.encode
+
+    def differs_once(self: GigatokenEngine, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        tokens_T, lengths_N = exact(self, texts)
+        return np.append(tokens_T[:-1], tokens_T[-1] + 1), lengths_N
+
+    monkeypatch.setattr(GigatokenEngine, "encode", differs_once)
     with caplog.at_level(logging.INFO):
-        encoder = load_encoder("HuggingFaceTokenizer", tmp_path, num_threads=2)
+        encoder = load_encoder("HuggingFaceTokenizer", bpe_dir, num_threads=2)
     assert "gigatoken" not in encoder.versions
     assert caplog.messages == [
         "encoding with the slower HuggingFace tokenizers: gigatoken gives other ids for this one"
     ]
+    reference = tokenizers.Tokenizer.from_file(str(bpe_dir / "tokenizer.json"))
     assert encode_each(encoder, list(HARD_TEXTS)) == [
         encoding.ids for encoding in reference.encode_batch(list(HARD_TEXTS))
     ]
+
+
+@pytest.fixture(scope="module", params=["prepend", "metaspace"])
+def llama_style(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+    """SentencePiece's BPE as HuggingFace stores it: spaces as `▁`, a token for every byte, and a space put first."""
+    byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = ["<s>", *byte_pieces, "▁", *"abcdeh", "▁a", "▁b", "ab", "▁ab", "é", "日", "▁日"]
+    merges = [("▁", "a"), ("▁", "b"), ("a", "b"), ("▁", "ab"), ("▁", "日")]
+    model = tokenizers.models.BPE(
+        {piece: index for index, piece in enumerate(pieces)}, merges, byte_fallback=True, fuse_unk=True
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    if request.param == "prepend":
+        tokenizer.normalizer = tokenizers.normalizers.Sequence(
+            [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+        )
+    else:
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    tokenizer.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("▁", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(["<s>"])
+    directory = tmp_path_factory.mktemp("llama")
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return load_encoder("HuggingFaceTokenizer", directory, num_threads=1)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.text("ab é日\n▁"))
+def test_the_bytes_of_a_llama_style_tokenizer(llama_style: TextEncoder, text: str) -> None:
+    table = llama_style.token_bytes
+    assert table is not None
+    assert llama_style.text_prefix == b" "
+    tokens_T, lengths_N = llama_style.encode([text])
+    joined = b"".join(table[token] for token in tokens_T)
+    assert joined == b" " + text.encode() or len(joined) != 1 + len(text.encode())
+    if "▁" not in text and not text.startswith(" "):
+        assert llama_style.decode_batch(tokens_T, lengths_N) == [text.encode()]
+        assert llama_style.decode(tokens_T.tolist()) == text
 
 
 def test_a_tokenizer_that_gigatoken_does_not_support_falls_back_to_the_reference(
@@ -179,7 +252,6 @@ SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithNex
 @pytest.mark.parametrize(
     "parts",
     [
-        {"normalizer": {"type": "NFC"}},
         {"normalizer": {"type": "Lowercase"}},
         {"pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}},
         {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{**SPLIT, "behavior": "Removed"}, BYTE_LEVEL]}},
@@ -200,6 +272,15 @@ def test_what_changes_the_text_has_no_bytes_for_its_tokens(
         stops = encoder.token_stops(text).tolist()
         assert len(stops) == len(part)
         assert stops == sorted(stops)
+
+
+def test_nfc_has_bytes_that_do_not_add_up_for_the_text_that_it_changes(bpe_dir: Path, tmp_path: Path) -> None:
+    """Qwen's tokenizers normalise so, and nearly all text is in NFC already."""
+    encoder = change_tokenizer(bpe_dir, tmp_path, normalizer={"type": "NFC"})
+    assert encoder.token_bytes is not None
+    for text, same in (("A café is É", True), ("A cafe\u0301 is É", False)):
+        tokens_T, _ = encoder.encode([text])
+        assert (sum(len(encoder.token_bytes[token]) for token in tokens_T) == len(text.encode())) is same
 
 
 @pytest.mark.parametrize(

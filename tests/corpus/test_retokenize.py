@@ -233,14 +233,15 @@ def test_the_manifest_says_what_it_was_made_from(
     )
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
 def test_a_conversion_can_be_merged_viewed_and_converted_again(
-    tmp_path: Path, texts: list[str], bpe_settings: TokenizerSettings, sp_settings: TokenizerSettings
+    tmp_path: Path, texts: list[str], bpe_settings: TokenizerSettings, sp_settings: TokenizerSettings, kind: str
 ) -> None:
-    """Across two tokenizers, a merge of views out of order, and files that are read twice."""
-    prefix = build(tmp_path, texts, bpe_settings, chunk_length=32)
+    """Across two tokenizers, a merge of views out of order, and files that are read more than once."""
+    prefix = build(tmp_path, texts, bpe_settings, kind=kind, chunk_length=32)
     student = convert(prefix, tmp_path / "student", ConversionSettings(tokenizer=sp_settings))
-    corpus = IndexedCorpus.open(student)
-    chosen = [np.arange(3, len(corpus), 2), np.arange(0, len(corpus), 3), np.array([5, 5, 1])]
+    corpus, rng = IndexedCorpus.open(student), np.random.default_rng(2)
+    chosen = [np.arange(3, len(corpus), 2), np.arange(0, len(corpus), 3), rng.integers(0, len(corpus), 40)]
     views = [write_view(corpus, one, tmp_path / "views", label="refined", settings={}) for one in chosen]
     merge_prefixes(views, tmp_path / "merged" / "corpus")
     back = convert(tmp_path / "merged" / "corpus", tmp_path / "back", ConversionSettings(tokenizer=bpe_settings))

@@ -14,7 +14,7 @@ from megatron_miniplm.corpus import readers, sources
 from megatron_miniplm.corpus.build import BuildSettings, Shard, build_corpus
 from megatron_miniplm.corpus.tokenizers import TokenizerSettings
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
-from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, copying, write_view
+from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, copying, sidecar, write_view
 from megatron_miniplm.indexed.merge import blend_prefixes, merge_prefixes
 from megatron_miniplm.indexed.sidecar import Sidecar, sidecar_path
 from megatron_miniplm.inspection import find_faults
@@ -83,9 +83,17 @@ def test_all_shards_are_the_corpus_of_a_run_without_shards(
     assert find_faults(merged) == []
 
 
+@pytest.mark.parametrize("chunk_length", [None, 16])
+@pytest.mark.parametrize("row_group_pieces", [1, 7, 1 << 17])
 def test_the_sidecar_of_all_shards_has_the_bytes_of_a_run_without_shards(
-    settings: BuildSettings, tmp_path: Path
+    settings: BuildSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    row_group_pieces: int,
+    chunk_length: int | None,
 ) -> None:
+    monkeypatch.setattr(sidecar, "_ROW_GROUP_PIECES", row_group_pieces)
+    settings = replace(settings, chunk_length=chunk_length)
     ((whole, _),) = build_corpus(settings, num_workers=1).items()
     merged = tmp_path / "merged" / "corpus"
     merge_prefixes(make_shards(settings, tmp_path / "shards"), merged)
@@ -94,9 +102,9 @@ def test_the_sidecar_of_all_shards_has_the_bytes_of_a_run_without_shards(
 
 def rows(prefix: Path) -> list[dict[str, object]]:
     """The sidecar, with the text files where they lie."""
-    sidecar = Sidecar(sidecar_path(prefix))
-    found = [row for table in sidecar.tables() for row in table.to_pylist()]
-    return [{**row, "source": sidecar.source_path(row["source"]).resolve()} for row in found]
+    found = Sidecar(sidecar_path(prefix))
+    rows = [row for table in found.tables() for row in table.to_pylist()]
+    return [{**row, "source": found.source_path(row["source"]).resolve()} for row in rows]
 
 
 def test_the_parents_are_the_shards_and_what_is_behind_them(settings: BuildSettings, tmp_path: Path) -> None:
@@ -277,3 +285,26 @@ def test_a_blend_names_the_prefixes_and_is_not_overwritten(tmp_path: Path) -> No
         InputError, match=r"data_args\.txt is another list: choose another --as-data-args, or delete it"
     ):
         blend_prefixes(prefixes[:2], tmp_path / "blend")
+
+
+def test_what_a_killed_merge_has_left_is_written_over(tmp_path: Path) -> None:
+    prefixes = [write_documents(tmp_path / name, [[[number]]]).prefix for number, name in enumerate("ab")]
+    output = tmp_path / "merged"
+    merge_prefixes(prefixes, output)
+    whole = {suffix: output.with_suffix(suffix).read_bytes() for suffix in (".bin", ".idx", ".manifest.json")}
+    output.with_suffix(".manifest.json").unlink()
+    output.with_suffix(".bin").write_bytes(b"\xff")
+    (tmp_path / ".merged.lengths.tmp").touch()
+    merge_prefixes(prefixes, output)
+    assert {suffix: output.with_suffix(suffix).read_bytes() for suffix in whole} == whole
+    assert not (tmp_path / ".merged.lengths.tmp").exists()
+
+
+def test_a_merge_that_has_changed_is_refused(tmp_path: Path) -> None:
+    prefix = write_documents(tmp_path / "a", [[[1]]]).prefix
+    merge_prefixes([prefix], tmp_path / "merged")
+    (tmp_path / "merged.bin").write_bytes(b"\x02\x00")
+    with pytest.raises(
+        InputError, match="merged has changed since it was made: choose another --output-prefix, or del"
+    ):
+        merge_prefixes([prefix], tmp_path / "merged")

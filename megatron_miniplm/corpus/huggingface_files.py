@@ -1,0 +1,125 @@
+"""The `tokenizers` object that Megatron ends with, from the files that it is given."""
+
+import json
+import logging
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_miniplm.corpus.tokenizers import TokenizerSettings
+from megatron_miniplm.errors import InputError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+logger = logging.getLogger(__name__)
+
+_GPT2_END_OF_TEXT = "<|endoftext|>"
+_NAMED_TOKENS = frozenset({"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"})
+#: Keys of tokenizer_config.json under which transformers takes tokenizer.json as it stands.
+_PLAIN_KEYS = _NAMED_TOKENS | {"tokenizer_class", "model_max_length", "clean_up_tokenization_spaces", "backend"}
+_PLAIN_CLASSES = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
+#: Further files that change what transformers makes of tokenizer.json.
+_OVERRIDING_FILES = ("config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def load_gpt2(settings: TokenizerSettings) -> "tuple[tokenizers.Tokenizer, str | None, dict[str, str]]":
+    """What transformers' GPT2Tokenizer makes of `vocab.json` and `merges.txt`."""
+    import tokenizers
+
+    try:
+        model = tokenizers.models.BPE.from_file(str(settings.vocab_file), str(settings.merge_file))
+    except Exception as error:  # the Rust side raises bare `Exception`
+        raise InputError(
+            f"{settings.vocab_file} and {settings.merge_file} are not the vocab.json and merges.txt of a GPT-2 "
+            f"tokenizer ({error}): give those"
+        ) from None
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    added = (_GPT2_END_OF_TEXT, *settings.special_tokens)
+    tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in added])
+    return tokenizer, _GPT2_END_OF_TEXT, {"tokenizers": version("tokenizers")}
+
+
+def load_directory(settings: TokenizerSettings) -> "tuple[tokenizers.Tokenizer, str | None, dict[str, str]]":
+    """The `tokenizers` object that Megatron ends with, its end-of-sequence token (Megatron's EOD), and versions.
+
+    Megatron loads through transformers, which may rebuild or extend what tokenizer.json says. That import takes
+    seconds and brings torch along, so it is done only where it could make a difference.
+    """
+    import tokenizers
+
+    assert settings.tokenizer_model is not None, "checked by make_encoder"
+    directory = settings.tokenizer_model.parent if settings.tokenizer_model.is_file() else settings.tokenizer_model
+    if not (directory / "tokenizer.json").is_file():
+        raise InputError(f"{directory} has no tokenizer.json: give the directory of a HuggingFace fast tokenizer")
+    config = _read_config(directory / "tokenizer_config.json")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # the Rust side raises bare `Exception`
+        raise InputError(f"{directory / 'tokenizer.json'} is not a tokenizer ({error}): save it again") from None
+    if not settings.special_tokens and _is_plain(tokenizer, config, directory):
+        eos_token = _token_text(config.get("eos_token") or config.get("sep_token"))
+        return tokenizer, eos_token, {"tokenizers": version("tokenizers")}
+    logger.info("%s is not a plain fast tokenizer: loading it through transformers, as Megatron does", directory)
+    versions = {name: version(name) for name in ("tokenizers", "transformers")}
+    return *_load_through_transformers(directory, settings.special_tokens), versions
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): save the tokenizer again") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is not a JSON object: save the tokenizer again")
+    return config
+
+
+def _is_plain(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any], directory: Path) -> bool:
+    """Whether transformers and Megatron would leave tokenizer.json as it stands.
+
+    They do for the generic class, if every named token is already a special token that matches literally.
+    """
+    if not config.keys() <= _PLAIN_KEYS or config.get("tokenizer_class", "TokenizersBackend") not in _PLAIN_CLASSES:
+        return False
+    if any((directory / name).exists() for name in _OVERRIDING_FILES):
+        return False
+    literal = {
+        token.content
+        for token in tokenizer.get_added_tokens_decoder().values()
+        if token.special and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+    }
+    named = {_token_text(config[key]) for key in _NAMED_TOKENS & config.keys() if config[key] is not None}
+    return named <= literal
+
+
+def _token_text(token: str | dict[str, Any] | None) -> str | None:
+    """tokenizer_config.json holds a token as a string or as an object with its `content`."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _load_through_transformers(
+    directory: Path, special_tokens: Sequence[str]
+) -> "tuple[tokenizers.Tokenizer, str | None]":
+    """What `megatron.core.tokenizers.text.libraries.huggingface_tokenizer` does with its default arguments."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False)
+    except Exception as error:  # whatever a model's own class raises
+        raise InputError(f"transformers cannot load the tokenizer in {directory} ({error}): save it again") from None
+    if not tokenizer.is_fast:
+        raise InputError(f"{directory} holds a tokenizer written in Python: save it as a fast one (tokenizer.json)")
+    named: dict[str, Any] = {"additional_special_tokens": list(special_tokens)}
+    for name, twin in (("sep_token", "eos_token"), ("cls_token", "bos_token")):
+        if getattr(tokenizer, name) is None and getattr(tokenizer, twin):
+            named[name] = getattr(tokenizer, twin)
+        elif getattr(tokenizer, twin) is None and getattr(tokenizer, name):
+            named[twin] = getattr(tokenizer, name)
+    tokenizer.add_special_tokens(named)
+    return tokenizer.backend_tokenizer, tokenizer.eos_token
