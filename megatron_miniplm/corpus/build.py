@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from megatron_miniplm.artifacts import Manifest, atomic_output, digest_values, load_manifest
+from megatron_miniplm.artifacts import Manifest, atomic_output, digest_values
 from megatron_miniplm.artifacts.fingerprint import digest_file_samples
-from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of, manifest_path
+from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of
 from megatron_miniplm.corpus.encoding import (
     ChunkSettings,
     EncodedTexts,
@@ -33,7 +33,8 @@ from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings, m
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
-from megatron_miniplm.indexed.layout import bin_path, idx_path, optimal_dtype
+from megatron_miniplm.indexed.existing import existing_corpus
+from megatron_miniplm.indexed.layout import optimal_dtype
 from megatron_miniplm.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -225,31 +226,19 @@ class _ShardBuild:
         Raises:
             InputError: something else lies under a prefix.
         """
-        found = [self._existing(key, prefix) for key, prefix in self._prefixes.items()]
-        manifests = {prefix: one for prefix, one in zip(self._prefixes.values(), found, strict=True) if one is not None}
-        if len(manifests) < len(found):
-            return None
-        for prefix in manifests:
-            logger.info("%s is complete already, from the same inputs and settings: nothing to do", prefix)
+        manifests = {}
+        for key, prefix in self._prefixes.items():
+            manifest = existing_corpus(
+                prefix,
+                settings=self._recorded_for(key),
+                versions=self._encoder.versions,
+                inputs=self._inputs,
+                output_flag="--output-prefix",
+            )
+            if manifest is None:
+                return None
+            manifests[prefix] = manifest
         return manifests
-
-    def _existing(self, key: str, prefix: Path) -> Manifest | None:
-        remedy = "choose another --output-prefix, or delete it"
-        if not manifest_path(prefix).exists():
-            for path in (bin_path(prefix), idx_path(prefix)):
-                if path.exists() and not IndexedWriter.was_killed(prefix):
-                    raise InputError(
-                        f"{path} exists without {manifest_path(prefix).name}, so it is another tool's: {remedy}"
-                    )
-            return None
-        manifest = load_manifest(prefix)
-        wanted = [(parent.role, parent.fingerprint) for parent in self._inputs]
-        found = [(parent.role, parent.fingerprint) for parent in manifest.inputs]
-        if (manifest.settings, manifest.versions, found) != (self._recorded_for(key), self._encoder.versions, wanted):
-            raise InputError(f"{prefix} was made from other inputs or settings than those given now: {remedy}")
-        if IndexedCorpus.open(prefix).fingerprint() != manifest.fingerprint:
-            raise InputError(f"{prefix} has changed since it was made: {remedy}")
-        return manifest
 
     def run(self, pool: WorkerPool[Unit, EncodedUnit]) -> dict[Path, Manifest]:
         """Write every sequence beside its target, and publish when all are written."""

@@ -66,12 +66,18 @@ def convert_prefixes(
             that are finished stay.
     """
     outputs = _output_prefixes(prefixes, output_dir)
-    encoder = make_encoder(settings.tokenizer, num_workers)
-    manifests: dict[Path, Manifest] = {}
-    with WorkerPool(partial(_Work, settings.tokenizer), num_workers) as pool:
-        for prefix, output in zip(prefixes, outputs, strict=True):
-            conversion = _Conversion(Origin(prefix), output, settings, encoder, num_workers)
-            manifests[output] = conversion.existing() or conversion.run(pool)
+    encoder = make_encoder(settings.tokenizer, num_threads=1)
+    sources: dict[TokenizerSettings, TextEncoder] = {}
+    conversions = {
+        output: _Conversion(Origin(prefix), output, settings, encoder, sources)
+        for prefix, output in zip(prefixes, outputs, strict=True)
+    }
+    existing = {output: conversion.existing() for output, conversion in conversions.items()}
+    if all(existing.values()):
+        num_workers = 1  # nothing to do
+    work = _Work(encoder, sources)
+    with WorkerPool(partial(_make_work, settings.tokenizer, tuple(sources)), num_workers, work) as pool:
+        manifests = {output: existing[output] or conversion.run(pool) for output, conversion in conversions.items()}
     write_data_args(output_dir, [(manifest.counts["num_tokens"], output) for output, manifest in manifests.items()])
     return manifests
 
@@ -90,23 +96,37 @@ def _output_prefixes(prefixes: Sequence[Path], output_dir: Path) -> list[Path]:
     return outputs
 
 
+def _make_work(tokenizer: TokenizerSettings, sources: Sequence[TokenizerSettings], num_threads: int) -> "_Work":
+    return _Work(
+        make_encoder(tokenizer, num_threads), {source: make_encoder(source, num_threads) for source in sources}
+    )
+
+
 class _Work:
     """What a worker does, whether it is given text or tokens."""
 
-    def __init__(self, tokenizer: TokenizerSettings, num_threads: int) -> None:
-        encoder = make_encoder(tokenizer, num_threads)
+    def __init__(self, encoder: TextEncoder, sources: dict[TokenizerSettings, TextEncoder]) -> None:
         self._excerpts = ExcerptEncoder(encoder)
-        self._runs = RunRecoder(encoder, num_threads)
+        self._runs = RunRecoder(encoder, sources)
 
     def __call__(self, work: Excerpts | Run) -> Any:
         return self._excerpts.encode(work) if isinstance(work, Excerpts) else self._runs.recode(work)
 
 
 class _Conversion:
-    """One prefix: what it becomes, whether that is there, and the writing of it."""
+    """One prefix: what it becomes, whether that is there, and the writing of it.
+
+    Args:
+        sources: the encoders of the inputs' tokenizers that were loaded so far; gets that of this one.
+    """
 
     def __init__(
-        self, origin: Origin, output: Path, settings: ConversionSettings, encoder: TextEncoder, num_workers: int
+        self,
+        origin: Origin,
+        output: Path,
+        settings: ConversionSettings,
+        encoder: TextEncoder,
+        sources: dict[TokenizerSettings, TextEncoder],
     ) -> None:
         self._origin = origin
         self._output = output
@@ -116,7 +136,9 @@ class _Conversion:
         versions = encoder.versions
         if settings.converted_from == TOKENS:
             source = origin.tokenizer(settings.source_tokenizer_type, settings.source_tokenizer_model)
-            source_encoder = make_encoder(source.settings, num_workers)
+            if source.settings not in sources:
+                sources[source.settings] = make_encoder(source.settings, num_threads=1)
+            source_encoder = sources[source.settings]
             source.check(source_encoder, origin.prefix)
             inputs += self._tokenizer_inputs("source tokenizer", source.settings, source_encoder)
             versions = source_encoder.versions | versions

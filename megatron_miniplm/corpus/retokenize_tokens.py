@@ -4,9 +4,9 @@ Sequences are split at the end-of-document tokens into segments: what each has o
 """
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 from megatron_miniplm.corpus.encoding import as_token_dtype
 from megatron_miniplm.corpus.retokenize_output import ConvertedOutput, insert_eod
 from megatron_miniplm.corpus.retokenize_source import Origin
-from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
@@ -28,7 +28,7 @@ from megatron_miniplm.progress import Progress
 INVALID_UTF8 = "its bytes are not UTF-8; they were replaced by U+FFFD"
 OTHER_TEXT = "the source tokenizer gives other ids for its text, and these are another text"
 _RUN_BYTES = 4 << 20  # of tokens, which are some 8 MB of text
-_MAX_OPEN = 4  # prefixes, each with a tokenizer
+_MAX_OPEN = 4  # prefixes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +142,16 @@ class _RowsBySequence:
 
 
 class RunRecoder:
-    """Decodes runs of sequences and encodes them with another tokenizer."""
+    """Decodes runs of sequences and encodes them with another tokenizer.
 
-    def __init__(self, encoder: TextEncoder, num_threads: int) -> None:
+    Args:
+        sources: encoders of the tokenizers that runs name.
+    """
+
+    def __init__(self, encoder: TextEncoder, sources: dict[TokenizerSettings, TextEncoder]) -> None:
         self._encoder = encoder
-        self._num_threads = num_threads
-        self._open: OrderedDict[tuple[Path, TokenizerSettings], tuple[IndexedCorpus, TextEncoder]] = OrderedDict()
+        self._sources = sources
+        self._open_corpus = lru_cache(_MAX_OPEN)(IndexedCorpus.open)
 
     def recode(self, run: Run) -> Recoded:
         """Decode and encode.
@@ -155,7 +159,7 @@ class RunRecoder:
         Raises:
             InputError: an id is none of the source tokenizer's, or the new tokenizer lacks an end-of-document token.
         """
-        corpus, source = self._opened(run)
+        corpus, source = self._open_corpus(run.prefix), self._sources[run.tokenizer]
         tokens_T = np.concatenate([corpus.sequence(index) for index in range(run.start, run.stop)])
         if tokens_T.max(initial=0) >= source.vocab_size:
             raise InputError(
@@ -186,14 +190,6 @@ class RunRecoder:
             failures=sorted(failures.items()),
             num_other_ids=num_other_ids,
         )
-
-    def _opened(self, run: Run) -> tuple[IndexedCorpus, TextEncoder]:
-        key = (run.prefix, run.tokenizer)
-        if key not in self._open:
-            if len(self._open) >= _MAX_OPEN:
-                self._open.popitem(last=False)
-            self._open[key] = IndexedCorpus.open(run.prefix), make_encoder(run.tokenizer, self._num_threads)
-        return self._open[key]
 
 
 def split_at_eod(tokens_T: np.ndarray, stops_N: np.ndarray, eod_id: int | None) -> tuple[np.ndarray, np.ndarray]:
