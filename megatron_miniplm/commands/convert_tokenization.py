@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's matrix threads have nothing to do here
     from megatron_miniplm.artifacts.data_args import expand_prefixes
-    from megatron_miniplm.corpus.retokenize import ConversionSettings, convert_prefixes
+    from megatron_miniplm.corpus.retokenization.convert import ConversionSettings, convert_prefixes
 
     if arguments.workers < 1:
         raise InputError(f"--workers {arguments.workers} cannot encode: give at least 1")

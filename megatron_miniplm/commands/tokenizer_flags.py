@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from megatron_miniplm.corpus.tokenizers import TokenizerSettings
+    from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 
 TYPES_TEXT = (
     "HuggingFaceTokenizer, SentencePieceTokenizer, GPTSentencePieceTokenizer, Llama2Tokenizer, TikTokenizer, "
@@ -55,7 +55,7 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
 
 def tokenizer_settings(arguments: argparse.Namespace) -> "TokenizerSettings":
     """What `add_tokenizer_arguments` has read."""
-    from megatron_miniplm.corpus.tokenizers import TokenizerSettings
+    from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 
     return TokenizerSettings(
         tokenizer_type=arguments.tokenizer_type,

@@ -1,7 +1,13 @@
-"""Text to sequences: JSONL in, Megatron `.bin/.idx` out.
+"""Text to sequences: files in, Megatron `.bin/.idx` with a provenance sidecar out.
 
-    readers ──► batches of texts ──► tokenizers ──► flat ids + lengths ──► build ──► <prefix>_<key>_document.bin/.idx
-                      └──► tokenizer_training ──► a tokenizer's directory
+    sources ──► units ──► readers ──► tokenization ──► ids ──┬─────────────────────► build ──► <prefix>_<key>_document
+    files       16 MiB    documents         │                └─ chunking, sentences ─┘          <prefix>_<key>_chunk
+                └────── workers: a unit each ────────┘
 
-`build` and `tokenizer_training` are the verbs; nothing here imports torch. Memory is bounded by one batch of text.
+    tokenizer_training   text ──► a tokenizer's directory
+    retokenization       a corpus or view ──► the same sequences in another tokenizer
+
+`build`, `tokenizer_training` and `retokenization.convert` are the verbs; nothing here imports torch, except for
+HuggingFace directories that only transformers can load. Memory is bounded by the units on their way. What comes out of
+a unit depends on nothing but the unit, so neither workers nor shards can change a byte.
 """

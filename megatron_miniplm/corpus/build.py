@@ -26,10 +26,11 @@ from megatron_miniplm.corpus.encoding import (
     UnitEncoder,
     unit_encoding,
 )
-from megatron_miniplm.corpus.readers import Fields, LineCounter, Rejected, Unit, UnitReader, units_of
+from megatron_miniplm.corpus.readers import Fields, LineCounter, Rejected, UnitReader
 from megatron_miniplm.corpus.sentences import SentenceModel
 from megatron_miniplm.corpus.sources import UNIT_BYTES, Source, expand_inputs, shard_spans, whole_span
-from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.units import Unit, units_of
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_miniplm.corpus.chunking import gather, pack_documents
-from megatron_miniplm.corpus.readers import Fields, Rejected, Unit, UnitReader
+from megatron_miniplm.corpus.readers import Fields, Rejected, UnitReader
 from megatron_miniplm.corpus.sentences import SentenceModel
-from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.units import Unit
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.layout import LENGTH_DTYPE, optimal_dtype
 from megatron_miniplm.indexed.pieces import Pieces, crc32_of_runs

@@ -16,7 +16,7 @@ from megatron_miniplm.artifacts.fingerprint import digest_file_samples
 from megatron_miniplm.artifacts.manifest import checksum_of, input_of
 from megatron_miniplm.corpus.readers import read_texts
 from megatron_miniplm.corpus.sources import expand_inputs
-from megatron_miniplm.corpus.tokenizers import load_encoder
+from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
 from megatron_miniplm.errors import InputError
 
 logger = logging.getLogger(__name__)

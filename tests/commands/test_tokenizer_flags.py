@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_miniplm.commands.tokenizer_flags import TYPES_TEXT, add_tokenizer_arguments, tokenizer_settings
-from megatron_miniplm.corpus.tokenizers import TOKENIZER_TYPES, TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import TOKENIZER_TYPES, TokenizerSettings
 
 
 def parse(*arguments: str) -> TokenizerSettings:

@@ -18,9 +18,9 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from megatron.core.tokenizers import MegatronTokenizer
 
 from megatron_miniplm.corpus.build import BuildSettings, build_corpus
-from megatron_miniplm.corpus.huggingface_encoder import HARD_TEXTS
+from megatron_miniplm.corpus.tokenization.huggingface_encoder import HARD_TEXTS
+from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings, load_encoder
 from megatron_miniplm.corpus.tokenizer_training import TrainingSettings, train_tokenizer
-from megatron_miniplm.corpus.tokenizers import TokenizerSettings, load_encoder
 
 LIBRARIES = {"HuggingFaceTokenizer": "huggingface", "SentencePieceTokenizer": "sentencepiece"}
 ADVERSARIAL_TEXTS = [

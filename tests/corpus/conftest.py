@@ -8,8 +8,8 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
+from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, load_encoder
 from megatron_miniplm.corpus.tokenizer_training import TrainingSettings, train_tokenizer
-from megatron_miniplm.corpus.tokenizers import TextEncoder, load_encoder
 
 Split = Callable[[TextEncoder, Sequence[str]], list[list[int]]]
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from megatron_miniplm.artifacts import Manifest, load_manifest
 from megatron_miniplm.artifacts.manifest import verify_files
-from megatron_miniplm.corpus import build, readers, sources
+from megatron_miniplm.corpus import build, sources, units
 from megatron_miniplm.corpus.build import WHOLE, BuildSettings, Shard, build_corpus
 from megatron_miniplm.corpus.encoding import append_eod
 from megatron_miniplm.corpus.sentences import SentenceModel
-from megatron_miniplm.corpus.tokenizers import TokenizerSettings, load_encoder
+from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings, load_encoder
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.sidecar import Sidecar, find_mismatch, sidecar_path
@@ -213,7 +213,7 @@ def directory_bytes(directory: Path) -> dict[str, bytes]:
 
 
 def set_unit(patch: pytest.MonkeyPatch, size: int) -> None:
-    for module in (sources, readers, build):
+    for module in (sources, units, build):
         patch.setattr(module, "UNIT_BYTES", size)
 
 

@@ -10,18 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_miniplm.corpus import readers, sources
-from megatron_miniplm.corpus.readers import (
-    Documents,
-    Fields,
-    LineCounter,
-    Rejected,
-    UnitReader,
-    count_lines,
-    read_texts,
-    units_of,
-)
+from megatron_miniplm.corpus import sources, units
+from megatron_miniplm.corpus.readers import Documents, Fields, LineCounter, Rejected, UnitReader, read_texts
 from megatron_miniplm.corpus.sources import expand_inputs, shard_spans, whole_span
+from megatron_miniplm.corpus.units import count_lines, units_of
 from megatron_miniplm.errors import InputError
 
 #: Any text without surrogates.
@@ -55,7 +47,7 @@ def read(path: Path, fields: Fields = Fields(text_keys=("text",))) -> list[str]:
 def unit_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def set_size(size: int) -> None:
         monkeypatch.setattr(sources, "UNIT_BYTES", size)
-        monkeypatch.setattr(readers, "UNIT_BYTES", size)
+        monkeypatch.setattr(units, "UNIT_BYTES", size)
 
     return set_size
 
@@ -81,7 +73,7 @@ def test_any_texts_come_back_once_for_any_unit_shards_and_compression(
     path.write_bytes(data + b"\n" * (ends_with_newline and len(texts) > 0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "UNIT_BYTES", unit)
-        patch.setattr(readers, "UNIT_BYTES", unit)
+        patch.setattr(units, "UNIT_BYTES", unit)
         plain = read_units(path, Fields(text_keys=("text",)), num_shards)
         assert [text for documents in plain for text in documents.texts["text"]] == texts
         assert sum(documents.num_lines for documents in plain) == len(texts)

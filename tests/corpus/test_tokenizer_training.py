@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from megatron_miniplm.artifacts.manifest import verify_files
+from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
 from megatron_miniplm.corpus.tokenizer_training import TOKENIZER_TYPE_OF, TrainingSettings, train_tokenizer
-from megatron_miniplm.corpus.tokenizers import load_encoder
 from megatron_miniplm.errors import InputError
 
 ALGORITHMS = tuple(TOKENIZER_TYPE_OF)

@@ -10,9 +10,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from megatron_miniplm.artifacts import Manifest, load_manifest
-from megatron_miniplm.corpus import readers, sources
+from megatron_miniplm.corpus import sources, units
 from megatron_miniplm.corpus.build import BuildSettings, Shard, build_corpus
-from megatron_miniplm.corpus.tokenizers import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, copying, sidecar, write_view
 from megatron_miniplm.indexed.merge import blend_prefixes, merge_prefixes
@@ -42,7 +42,7 @@ def contents(prefix: Path) -> tuple[list[list[int]], list[int]]:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildSettings:
     """Two files of numbers, in many small units, so that shards begin within files."""
-    for module in (sources, readers):
+    for module in (sources, units):
         monkeypatch.setattr(module, "UNIT_BYTES", 300)
     rng = np.random.default_rng(0)
     for name in ("a", "b"):

@@ -1,7 +1,7 @@
 """Cross-family distillation: what was selected in the teacher's tokenizer becomes a corpus in the student's.
 
-    prefix ──► sidecar ──► text files ──► pieces of text ──┐                     (retokenize_text: exact)
-       └──► ids ──► decoded text, split at documents' ends ┴──► ids ──► corpus   (retokenize_tokens: without the text)
+    prefix ──► sidecar ──► text files ──► pieces of text ──┐                     (from_text: exact)
+       └──► ids ──► decoded text, split at documents' ends ┴──► ids ──► corpus   (from_tokens: without the text)
 
 One sequence gives one sequence, in the same order; one that has no token in the new tokenizer is left out and counted.
 Every sequence is a document of its own.
@@ -17,12 +17,12 @@ from typing import Any
 from megatron_miniplm.artifacts import Manifest, atomic_output
 from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, write_data_args
 from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of
-from megatron_miniplm.corpus.excerpts import Excerpts
-from megatron_miniplm.corpus.retokenize_output import ConvertedOutput
-from megatron_miniplm.corpus.retokenize_source import Origin
-from megatron_miniplm.corpus.retokenize_text import ExcerptEncoder, convert_text
-from megatron_miniplm.corpus.retokenize_tokens import Run, RunRecoder, convert_tokens
-from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.retokenization.excerpts import Excerpts
+from megatron_miniplm.corpus.retokenization.from_text import ExcerptEncoder, convert_text
+from megatron_miniplm.corpus.retokenization.from_tokens import Run, RunRecoder, convert_tokens
+from megatron_miniplm.corpus.retokenization.origin import Origin
+from megatron_miniplm.corpus.retokenization.output import ConvertedOutput
+from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, make_encoder
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_miniplm.artifacts import Fingerprint, digest_values
-from megatron_miniplm.corpus.gigatoken_engine import (
+from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     HARD_TEXTS,
     Encode,
     GigatokenEngine,
@@ -24,9 +24,9 @@ from megatron_miniplm.corpus.gigatoken_engine import (
     texts_of_control_strings,
     texts_of_vocabulary,
 )
-from megatron_miniplm.corpus.huggingface_files import load_directory, load_gpt2
-from megatron_miniplm.corpus.token_bytes import ByteTable, flatten_ids, split_ids, wrap_ids
-from megatron_miniplm.corpus.tokenizers import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.huggingface_files import load_directory, load_gpt2
+from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids, split_ids, wrap_ids
+from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 
 if TYPE_CHECKING:
     import tokenizers

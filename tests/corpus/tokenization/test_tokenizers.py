@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rank_files import ranked_bytes, write_gpt2_files, write_ranks
 
-from megatron_miniplm.corpus.tokenizers import (
+from megatron_miniplm.corpus.tokenization.tokenizers import (
     TOKENIZER_TYPES,
     TextEncoder,
     TokenizerSettings,
@@ -211,7 +211,7 @@ def test_the_library_of_one_kind_is_not_needed_for_another() -> None:
     import sys
 
     code = (
-        "import sys; from megatron_miniplm.corpus.tokenizers import TokenizerSettings, make_encoder; "
+        "import sys; from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings, make_encoder; "
         "make_encoder(TokenizerSettings(tokenizer_type='NullTokenizer', vocab_size=9), 1); "
         "print({'torch', 'tokenizers', 'sentencepiece', 'tiktoken', 'gigatoken', 'transformers'} & {*sys.modules})"
     )

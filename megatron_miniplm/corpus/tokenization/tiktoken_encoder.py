@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts import Fingerprint, digest_file, digest_values
-from megatron_miniplm.corpus.gigatoken_engine import (
+from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     HARD_TEXTS,
     Encode,
     GigatokenEngine,
@@ -26,8 +26,8 @@ from megatron_miniplm.corpus.gigatoken_engine import (
     texts_of_control_strings,
     texts_of_vocabulary,
 )
-from megatron_miniplm.corpus.token_bytes import ByteTable, flatten_ids
-from megatron_miniplm.corpus.tokenizers import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids
+from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 from megatron_miniplm.errors import InputError
 
 # These three are `megatron.core.tokenizers.text.libraries.tiktoken_tokenizer`'s, whose import brings torch along.

@@ -11,7 +11,7 @@ import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_miniplm.corpus.tokenizers import TextEncoder, load_encoder
+from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, load_encoder
 from megatron_miniplm.errors import InputError
 
 SAMPLES = [

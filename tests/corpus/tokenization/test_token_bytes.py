@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_miniplm.corpus import token_bytes
-from megatron_miniplm.corpus.token_bytes import ByteTable, flatten_ids, split_ids
+from megatron_miniplm.corpus.tokenization import token_bytes
+from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids, split_ids
 
 IDS = st.lists(st.lists(st.integers(0, 4)))
 TABLE = [b"", b"a", b"bc", "é".encode(), b"\xff\x00 longer"]

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_miniplm.artifacts import Fingerprint, Manifest, load_manifest
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
 from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of, prefix_manifest_path
-from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, sidecar_path

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from megatron_miniplm.corpus import gigatoken_engine
-from megatron_miniplm.corpus.gigatoken_engine import (
+from megatron_miniplm.corpus.tokenization import gigatoken_engine
+from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     HARD_TEXTS,
     GigatokenEngine,
     exact_or_none,
     texts_of_control_strings,
     texts_of_vocabulary,
 )
-from megatron_miniplm.corpus.token_bytes import flatten_ids, split_ids
+from megatron_miniplm.corpus.tokenization.token_bytes import flatten_ids, split_ids
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from megatron_miniplm.artifacts import Fingerprint, digest_values
-from megatron_miniplm.corpus.token_bytes import flatten_ids, split_ids
+from megatron_miniplm.corpus.tokenization.token_bytes import flatten_ids, split_ids
 from megatron_miniplm.errors import InputError
 
 
@@ -186,17 +186,17 @@ def make_encoder(settings: TokenizerSettings, num_threads: int) -> TextEncoder:
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if num_threads == 1 else "true"  # a pool of one is a thread more
     match settings.tokenizer_type:  # each module imports its library, and only the one that is wanted
         case "HuggingFaceTokenizer" | "GPT2BPETokenizer":
-            from megatron_miniplm.corpus.huggingface_encoder import HuggingFaceEncoder
+            from megatron_miniplm.corpus.tokenization.huggingface_encoder import HuggingFaceEncoder
 
             return HuggingFaceEncoder(settings, num_threads)
         case "TikTokenizer":
-            from megatron_miniplm.corpus.tiktoken_encoder import TikTokenEncoder
+            from megatron_miniplm.corpus.tokenization.tiktoken_encoder import TikTokenEncoder
 
             return TikTokenEncoder(settings, num_threads)
         case "NullTokenizer":
             return NullEncoder(settings)
         case _:
-            from megatron_miniplm.corpus.sentencepiece_encoder import SentencePieceEncoder
+            from megatron_miniplm.corpus.tokenization.sentencepiece_encoder import SentencePieceEncoder
 
             return SentencePieceEncoder(settings, num_threads)
 

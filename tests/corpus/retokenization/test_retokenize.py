@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from megatron_miniplm.artifacts import Manifest, load_manifest
 from megatron_miniplm.artifacts.manifest import verify_files
-from megatron_miniplm.corpus import excerpts, readers, retokenize_tokens, sources
+from megatron_miniplm.corpus import sources, units
 from megatron_miniplm.corpus.build import BuildSettings, Shard, build_corpus
-from megatron_miniplm.corpus.retokenize import ROUND_TRIP_SUFFIX, ConversionSettings, convert_prefixes
-from megatron_miniplm.corpus.retokenize_tokens import INVALID_UTF8, split_at_eod
-from megatron_miniplm.corpus.tokenizers import TextEncoder, TokenizerSettings, load_encoder
+from megatron_miniplm.corpus.retokenization import excerpts, from_tokens
+from megatron_miniplm.corpus.retokenization.convert import ROUND_TRIP_SUFFIX, ConversionSettings, convert_prefixes
+from megatron_miniplm.corpus.retokenization.from_tokens import INVALID_UTF8, split_at_eod
+from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, load_encoder
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, write_view
 from megatron_miniplm.indexed.merge import merge_prefixes
@@ -32,9 +33,9 @@ NUM_DOCUMENTS = 60
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many units a file, and many runs a corpus."""
-    for module in (sources, readers):
+    for module in (sources, units):
         monkeypatch.setattr(module, "UNIT_BYTES", 700)
-    monkeypatch.setattr(retokenize_tokens, "_RUN_BYTES", 300)
+    monkeypatch.setattr(from_tokens, "_RUN_BYTES", 300)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples
 from megatron_miniplm.corpus.encoding import utf8_sizes
-from megatron_miniplm.corpus.readers import Fields, Unit, UnitReader, units_of
+from megatron_miniplm.corpus.readers import Fields, UnitReader
 from megatron_miniplm.corpus.sources import Source, expand_inputs, open_parquet, row_group_runs, whole_span
+from megatron_miniplm.corpus.units import Unit, units_of
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.copying import with_columns
 from megatron_miniplm.indexed.sidecar import Sidecar

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_miniplm.corpus.tokenizers import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 from megatron_miniplm.errors import InputError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts import Fingerprint, digest_file, digest_values
-from megatron_miniplm.corpus.gigatoken_engine import (
+from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     HARD_TEXTS,
     Encode,
     GigatokenEngine,
@@ -22,8 +22,8 @@ from megatron_miniplm.corpus.gigatoken_engine import (
     texts_of_control_strings,
     texts_of_vocabulary,
 )
-from megatron_miniplm.corpus.token_bytes import ByteTable, flatten_ids, split_ids
-from megatron_miniplm.corpus.tokenizers import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids, split_ids
+from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 from megatron_miniplm.errors import InputError
 
 logger = logging.getLogger(__name__)

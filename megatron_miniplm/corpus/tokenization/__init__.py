@@ -1,0 +1,7 @@
+"""Text to token ids, exactly as Megatron's tokenizers of the same names give them, as fast as is exact.
+
+tokenizers (settings, what all share, the choice) ──► huggingface_encoder ──┐
+                                                ├──► tiktoken_encoder ──────┼──► gigatoken_engine, after its check
+                                                ├──► sentencepiece_encoder ─┘
+                                                └──► NullEncoder
+"""
