@@ -38,7 +38,7 @@ class Ancestor:
 
     def __str__(self) -> str:
         role = f"{self.role}: " if self.role else ""
-        counts = ", ".join(f"{count:,} {name.removeprefix('num_')}" for name, count in self.counts.items())
+        counts = ", ".join(f"{count:,} {name.removeprefix('num_')}" for name, count in self.counts.items() if count)
         kind = f" ({': '.join(filter(None, (self.kind, counts)))})" if self.kind else ""
         fingerprint = f" [{self.fingerprint[:SHORT_HEX]}]" if self.fingerprint else ""
         notes = f" ({'; '.join(self.notes)})" if self.notes else ""

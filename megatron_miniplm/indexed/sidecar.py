@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, publish
@@ -167,7 +168,7 @@ class Sidecar:
             statistics = self._file.metadata.row_group(group).column(0).statistics
             if statistics is None or statistics.min <= sequence <= statistics.max:
                 table = self._read(group, None)
-                rows += table.filter(pa.compute.equal(table["sequence"], sequence)).to_pylist()
+                rows += table.filter(pyarrow.compute.equal(table["sequence"], sequence)).to_pylist()
         return rows
 
     def source_path(self, source: str) -> Path:
