@@ -13,10 +13,10 @@ same command keeps what is finished and makes the rest.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from megatron_miniplm.commands.tokenizer_flags import TYPES_TEXT, add_tokenizer_arguments, tokenizer_settings
+from megatron_miniplm.commands.worker_flags import add_workers_argument, worker_count
 from megatron_miniplm.errors import InputError
 
 
@@ -36,22 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--source-tokenizer-model", type=Path, metavar="PATH", help="its files (default: where the manifest says)"
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="processes, all cores by default; the output does not depend on it",
-    )
+    add_workers_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's matrix threads have nothing to do here
+    num_workers = worker_count(arguments)
     from megatron_miniplm.artifacts.data_args import expand_prefixes
     from megatron_miniplm.corpus.retokenization.convert import ConversionSettings, convert_prefixes
 
-    if arguments.workers < 1:
-        raise InputError(f"--workers {arguments.workers} cannot encode: give at least 1")
     given = (arguments.source_tokenizer_type, arguments.source_tokenizer_model)
     if arguments.converted_from == "text" and given != (None, None):
         raise InputError("--source-tokenizer-type and --source-tokenizer-model belong to --from tokens: leave them out")
@@ -62,9 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         source_tokenizer_model=arguments.source_tokenizer_model,
     )
     prefixes = expand_prefixes(arguments.input)
-    for prefix, manifest in convert_prefixes(
-        prefixes, arguments.output, settings, num_workers=arguments.workers
-    ).items():
+    for prefix, manifest in convert_prefixes(prefixes, arguments.output, settings, num_workers=num_workers).items():
         print(f"{prefix}: {describe_counts(manifest.counts)}")
 
 

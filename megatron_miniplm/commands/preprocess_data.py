@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_miniplm.commands.tokenizer_flags import add_tokenizer_arguments, tokenizer_settings
+from megatron_miniplm.commands.worker_flags import add_workers_argument, worker_count
 from megatron_miniplm.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,21 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-shards", type=int, metavar="N", help="parts of the inputs, of equal bytes")
     parser.add_argument("--shard-index", type=int, metavar="K", help="which of them, from 0")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="processes, all cores by default; the output does not depend on it",
-    )
+    add_workers_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's matrix threads have nothing to do here
+    num_workers = worker_count(arguments)
     from megatron_miniplm.corpus.build import BuildSettings, build_corpus
 
-    if arguments.workers < 1:
-        raise InputError(f"--workers {arguments.workers} cannot encode: give at least 1")
     if (arguments.chunk_length is None) == (arguments.sequence == "chunk"):
         raise InputError("--sequence chunk and --chunk-length belong together: give both (the paper's is 1025) or none")
     settings = BuildSettings(
@@ -93,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
         skip_bad_lines=arguments.on_bad_line == "skip",
     )
     shards = choose_shards(arguments.num_shards, arguments.shard_index, os.environ)
-    for prefix, manifest in build_corpus(settings, num_workers=arguments.workers, shards=shards).items():
+    for prefix, manifest in build_corpus(settings, num_workers=num_workers, shards=shards).items():
         print(f"{prefix}: {describe_counts(manifest.counts, arguments.chunk_length)}")
 
 

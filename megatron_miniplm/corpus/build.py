@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +23,6 @@ from megatron_miniplm.corpus.encoding import (
     EncodedUnit,
     EncodingSettings,
     UnitEncoder,
-    unit_encoding,
 )
 from megatron_miniplm.corpus.readers import Fields, LineCounter, Rejected, UnitReader
 from megatron_miniplm.corpus.sentences import SentenceModel
@@ -118,7 +116,6 @@ def build_corpus(
             f"its tokenizer_config.json (SentencePiece: train with an eos_id), or leave out {flag}"
         )
     encoding = EncodingSettings(
-        tokenizer=settings.tokenizer,
         fields=settings.fields,
         append_eod=settings.append_eod or settings.chunk_length is not None,
         chunks=_chunk_settings(settings, sources),
@@ -131,8 +128,7 @@ def build_corpus(
         unfinished += [build] if found is None else []
     if sum(build.size_bytes for build in unfinished) <= UNIT_BYTES:
         num_workers = 1  # starting more would take longer
-    work = UnitEncoder(encoding, encoder).encode
-    with WorkerPool(partial(unit_encoding, encoding), num_workers, work) as pool:
+    with WorkerPool(UnitEncoder(encoding, encoder).encode, num_workers) as pool:
         for build in unfinished:
             manifests |= build.run(pool)
     return {prefix: manifests[prefix] for build in builds for prefix in build.prefixes}

@@ -1,6 +1,5 @@
 """One unit of text to sequences: read, encode, cut. Runs in a worker process or in this one, with equal results."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from megatron_miniplm.corpus.chunking import gather, pack_documents
 from megatron_miniplm.corpus.readers import Fields, Rejected, UnitReader
 from megatron_miniplm.corpus.sentences import SentenceModel
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
 from megatron_miniplm.corpus.units import Unit
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.layout import LENGTH_DTYPE, optimal_dtype
@@ -37,7 +36,6 @@ class EncodingSettings:
         chunks: None for one sequence a document; else `append_eod` must be set.
     """
 
-    tokenizer: TokenizerSettings
     fields: Fields
     append_eod: bool
     chunks: ChunkSettings | None = None
@@ -72,23 +70,17 @@ class EncodedUnit:
     num_lines: int
 
 
-def unit_encoding(settings: EncodingSettings, num_threads: int) -> Callable[[Unit], EncodedUnit]:
-    """What a worker process does with a unit."""
-    return UnitEncoder(settings, make_encoder(settings.tokenizer, num_threads)).encode
-
-
 class UnitEncoder:
-    """Reads and encodes units.
-
-    Args:
-        encoder: of `settings.tokenizer`.
-    """
+    """Reads and encodes units; can be sent to another process."""
 
     def __init__(self, settings: EncodingSettings, encoder: TextEncoder) -> None:
         self.encoder = encoder
         self._settings = settings
         self._reader = UnitReader(settings.fields)
         self._token_bytes_V = _sizes(self.encoder) if settings.chunks is not None else None
+
+    def __reduce__(self) -> tuple[type["UnitEncoder"], tuple[EncodingSettings, TextEncoder]]:
+        return UnitEncoder, (self._settings, self.encoder)
 
     def encode(self, unit: Unit) -> EncodedUnit:
         """Raises InputError for what no policy on bad lines can mend, such as ids that do not fit the vocabulary."""

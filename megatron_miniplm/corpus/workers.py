@@ -28,24 +28,17 @@ class WorkerPool[Unit, Result]:
     """Applies a function to units of work in several processes; use as a context manager.
 
     Memory is bounded: at most two units a worker are on the way. The processes are forked where this one has no threads
-    that a fork would lose, and so share what it has loaded; elsewhere they are spawned, and load it each.
+    that a fork would lose, and so share what it has loaded; elsewhere they are spawned, and get `work` sent.
 
     Args:
-        make_work: gives the function when called as `make_work(num_threads)`; picklable.
+        work: the function; picklable.
         num_workers: processes; with 1, the work is done in this one.
-        work: the function itself, where this process has made it already.
     """
 
-    def __init__(
-        self,
-        make_work: Callable[[int], Callable[[Unit], Result]],
-        num_workers: int,
-        work: Callable[[Unit], Result] | None = None,
-    ) -> None:
-        self._make_work = make_work
+    def __init__(self, work: Callable[[Unit], Result], num_workers: int) -> None:
+        self._work = work
         self._num_workers = num_workers
         self._executor: ProcessPoolExecutor | None = None
-        self._work = work
 
     def map(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, Result]]:
         """Every unit with its result, in the order of the units.
@@ -56,9 +49,8 @@ class WorkerPool[Unit, Result]:
         return self._map_here(units) if self._executor is None else self._map_apart(self._executor, units)
 
     def _map_here(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, Result]]:
-        work = self._work or self._make_work(1)
         for unit in units:
-            yield unit, work(unit)
+            yield unit, self._work(unit)
 
     def _map_apart(self, executor: ProcessPoolExecutor, units: Iterable[Unit]) -> Iterator[tuple[Unit, Result]]:
         waiting: deque[tuple[Unit, Future[Result]]] = deque()
@@ -84,13 +76,13 @@ class WorkerPool[Unit, Result]:
         """Start the processes, before this one opens files and starts threads."""
         global _work
         if self._num_workers > 1:
-            if can_fork := _can_fork():
-                _work = self._work or self._make_work(1)
+            can_fork = _can_fork()
+            _work = self._work  # inherited by a fork
             self._executor = ProcessPoolExecutor(
                 self._num_workers,
                 mp_context=multiprocessing.get_context("fork" if can_fork else "spawn"),
                 initializer=_start_worker,
-                initargs=(None if can_fork else self._make_work,),
+                initargs=(None if can_fork else self._work,),
             )
             self._executor.submit(_do_nothing).result()
         return self
@@ -109,15 +101,15 @@ def _can_fork() -> bool:
     return sum(name.strip() not in _FORKABLE_THREADS for name in names) == 1
 
 
-def _start_worker(make_work: Callable[[int], Callable[[Any], Any]] | None) -> None:
-    """Args: make_work is None in a forked process, which has the function already."""
+def _start_worker(work: Callable[[Any], Any] | None) -> None:
+    """In a worker process; one that was forked has the work already, and is given None."""
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.disable(logging.INFO)  # the parent has said it
-    if make_work is not None:
-        _work = make_work(1)
+    if work is not None:
+        _work = work
 
 
 def _end_with_parent() -> None:

@@ -13,63 +13,67 @@ from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError
 
 
-def make_work(num_threads: int) -> Callable[[int], tuple[int, int, int]]:
-    return lambda unit: (unit * unit, os.getpid(), num_threads)
+def square(unit: int) -> tuple[int, int]:
+    return unit * unit, os.getpid()
 
 
-def make_failing_work(num_threads: int) -> Callable[[int], int]:
-    def fail(unit: int) -> int:
-        if unit == 3:
-            raise InputError("unit 3 cannot be used")
-        return unit
-
-    return fail
+def refuse_three(unit: int) -> int:
+    if unit == 3:
+        raise InputError("unit 3 cannot be used")
+    return unit
 
 
-def make_dying_work(num_threads: int) -> Callable[[int], int]:
-    return lambda unit: os._exit(9) if unit == 3 else unit
+def die_at_three(unit: int) -> int:
+    if unit == 3:
+        os._exit(9)
+    return unit
 
 
 def test_results_come_in_order_from_other_processes() -> None:
-    with WorkerPool(make_work, 2) as pool:
+    with WorkerPool(square, 2) as pool:
         found = list(pool.map(iter(range(20))))
         again = list(pool.map(iter(range(3))))
     assert [(unit, result[0]) for unit, result in found] == [(unit, unit * unit) for unit in range(20)]
-    assert {num_threads for _, (_, _, num_threads) in found} == {1}
-    processes = {process for _, (_, process, _) in found}
+    processes = {process for _, (_, process) in found}
     assert os.getpid() not in processes
-    assert {process for _, (_, process, _) in again} <= processes
+    assert [result[0] for _, result in again] == [0, 1, 4]
 
 
 @pytest.mark.parametrize("num_units", [0, 1, 5])
 def test_a_single_worker_is_this_process(num_units: int) -> None:
-    with WorkerPool(make_work, 1) as pool:
+    with WorkerPool(square, 1) as pool:
         found = list(pool.map(iter(range(num_units))))
-    assert found == [(unit, (unit * unit, os.getpid(), 1)) for unit in range(num_units)]
+    assert found == [(unit, (unit * unit, os.getpid())) for unit in range(num_units)]
 
 
-def test_a_process_with_one_thread_forks_and_shares_what_it_has_made(tmp_path: Path) -> None:
+def test_a_process_with_one_thread_forks_and_others_send_the_work(tmp_path: Path) -> None:
     program = textwrap.dedent("""\
         import os, threading
         from megatron_miniplm.corpus.workers import WorkerPool
 
-        def make_work(num_threads):
-            made_by = os.getpid()
-            return lambda unit: made_by
+        class Work:
+            def __init__(self):
+                self.is_sent = False
 
-        def makers():
-            with WorkerPool(make_work, 2) as pool:
-                return {maker for _, maker in pool.map(range(8))}
+            def __setstate__(self, state):
+                self.is_sent = True
+
+            def __call__(self, unit):
+                return self.is_sent
+
+        def is_sent():
+            with WorkerPool(Work(), 2) as pool:
+                return {sent for _, sent in pool.map(range(8))}
 
         if __name__ == "__main__":
-            forked = makers()
+            forked = is_sent()
             threading.Thread(target=threading.Event().wait, daemon=True).start()
-            print(forked == {os.getpid()}, os.getpid() in makers(), flush=True)
+            print(forked, is_sent(), flush=True)
     """)
     path = tmp_path / "program.py"
     path.write_text(program)
     process = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
-    assert (process.stdout, process.stderr) == ("True False\n", "")
+    assert (process.stdout, process.stderr) == ("{False} {True}\n", "")
 
 
 def test_few_units_are_on_the_way_at_once() -> None:
@@ -81,19 +85,19 @@ def test_few_units_are_on_the_way_at_once() -> None:
             taken += 1
             yield unit
 
-    with WorkerPool(make_work, 2) as pool:
+    with WorkerPool(square, 2) as pool:
         for done, _ in enumerate(pool.map(units()), start=1):
             assert taken - done <= 4
 
 
 def test_an_error_of_a_unit_is_the_callers() -> None:
-    with WorkerPool(make_failing_work, 2) as pool, pytest.raises(InputError, match="unit 3 cannot be used"):
+    with WorkerPool(refuse_three, 2) as pool, pytest.raises(InputError, match="unit 3 cannot be used"):
         list(pool.map(iter(range(10))))
 
 
 def test_a_worker_that_is_killed_is_said() -> None:
     with (
-        WorkerPool(make_dying_work, 2) as pool,
+        WorkerPool(die_at_three, 2) as pool,
         pytest.raises(InputError, match="give fewer --workers, or more memory"),
     ):
         list(pool.map(iter(range(10))))
@@ -106,14 +110,12 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
             import os, time
             from megatron_miniplm.corpus.workers import WorkerPool
 
-            def make_work(num_threads):
-                def work(unit):
-                    open(f"worker-{os.getpid()}", "w").close()
-                    time.sleep(60)
-                return work
+            def work(unit):
+                open(f"worker-{os.getpid()}", "w").close()
+                time.sleep(60)
 
             if __name__ == "__main__":
-                with WorkerPool(make_work, 2) as pool:
+                with WorkerPool(work, 2) as pool:
                     list(pool.map(iter(range(4))))
         """)
     )

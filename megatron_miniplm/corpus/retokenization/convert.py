@@ -10,7 +10,6 @@ Every sequence is a document of its own.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,7 @@ def convert_prefixes(
     existing = {output: conversion.existing() for output, conversion in conversions.items()}
     if all(existing.values()):
         num_workers = 1  # nothing to do
-    work = _Work(encoder, sources)
-    with WorkerPool(partial(_make_work, settings.tokenizer, tuple(sources)), num_workers, work) as pool:
+    with WorkerPool(_Work(encoder, sources), num_workers) as pool:
         manifests = {output: existing[output] or conversion.run(pool) for output, conversion in conversions.items()}
     write_data_args(output_dir, [(manifest.counts["num_tokens"], output) for output, manifest in manifests.items()])
     return manifests
@@ -96,18 +94,16 @@ def _output_prefixes(prefixes: Sequence[Path], output_dir: Path) -> list[Path]:
     return outputs
 
 
-def _make_work(tokenizer: TokenizerSettings, sources: Sequence[TokenizerSettings], num_threads: int) -> "_Work":
-    return _Work(
-        make_encoder(tokenizer, num_threads), {source: make_encoder(source, num_threads) for source in sources}
-    )
-
-
 class _Work:
-    """What a worker does, whether it is given text or tokens."""
+    """What a worker does, whether it is given text or tokens; can be sent to another process."""
 
     def __init__(self, encoder: TextEncoder, sources: dict[TokenizerSettings, TextEncoder]) -> None:
+        self._arguments = encoder, sources
         self._excerpts = ExcerptEncoder(encoder)
         self._runs = RunRecoder(encoder, sources)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Work, self._arguments
 
     def __call__(self, work: Excerpts | Run) -> Any:
         return self._excerpts.encode(work) if isinstance(work, Excerpts) else self._runs.recode(work)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 #: of words that are all distinct, and its table doubles: with this limit an engine takes at most some 250 MB for real
 #: text and 370 MB for random Han characters, the worst that was tried. On real text it is made anew every few hundred
 #: MB, which cannot be seen in the speed.
-MAX_CACHE_BYTES = 96 << 20
+MAX_CACHE_BYTES = 192 << 20
 CALL_CHARACTERS = 1 << 20  # given to the engine at once, which is how far it can grow unseen
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MAX_CHECKED_PIECES = 1 << 14

@@ -42,6 +42,7 @@ class HuggingFaceEncoder:
     def __init__(self, settings: TokenizerSettings, num_threads: int) -> None:
         load = load_gpt2 if settings.tokenizer_type == "GPT2BPETokenizer" else load_directory
         self._settings = settings
+        self._num_threads = num_threads
         self._reference, eos_token, self.versions = load(settings)
         # tokenizer.json may ask for both; Megatron calls transformers without arguments, which switches them off.
         self._reference.no_truncation()
@@ -51,9 +52,19 @@ class HuggingFaceEncoder:
         self.eod_id: int | None = self._reference.token_to_id(eos_token) if eos_token else None
         self._steps: dict[str, Any] = json.loads(self._reference.to_str())
         del self._steps["model"]  # large, and the reference has it
-        self._fast = self._exact_gigatoken(num_threads)
+        self._fast = self._exact_gigatoken()
         if self._fast is not None:
             self.versions["gigatoken"] = version("gigatoken")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which need not load through transformers, nor check gigatoken, again."""
+        made_again = {"_fast", "token_bytes", "text_prefix", "_decoded_bytes", "_byte_table", "_whole_offsets"}
+        return {name: value for name, value in self.__dict__.items() if name not in made_again}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._reference.encode_special_tokens = self._settings.split_special_tokens  # which its own state leaves out
+        self._fast = self._gigatoken() if "gigatoken" in self.versions else None
 
     @cached_property
     def token_bytes(self) -> list[bytes] | None:
@@ -122,7 +133,7 @@ class HuggingFaceEncoder:
         tokenizer.encode_special_tokens = self._settings.split_special_tokens
         return tokenizer
 
-    def _exact_gigatoken(self, num_threads: int) -> Encode | None:
+    def _exact_gigatoken(self) -> Encode | None:
         """The road by way of gigatoken; None where it would not be exact."""
         added = [token["content"] for token in self._steps["added_tokens"]]
         pieces = self._decoded_bytes or []
@@ -131,11 +142,9 @@ class HuggingFaceEncoder:
             *texts_of_control_strings(added),
             *texts_of_vocabulary([piece.decode(errors="replace") for piece in pieces]),
         ]
-        return exact_or_none(
-            lambda: self._gigatoken(num_threads), self._encode_reference, texts, library="HuggingFace tokenizers"
-        )
+        return exact_or_none(self._gigatoken, self._encode_reference, texts, library="HuggingFace tokenizers")
 
-    def _gigatoken(self, num_threads: int) -> Encode:
+    def _gigatoken(self) -> Encode:
         import gigatoken
 
         tokenizer_json = self._reference.to_str()
@@ -143,7 +152,7 @@ class HuggingFaceEncoder:
             config = json.loads(tokenizer_json)
             config["added_tokens"] = [token for token in config["added_tokens"] if not token["special"]]
             tokenizer_json = json.dumps(config)
-        engine = GigatokenEngine(lambda: gigatoken.Tokenizer.from_json(tokenizer_json), num_threads)
+        engine = GigatokenEngine(lambda: gigatoken.Tokenizer.from_json(tokenizer_json), self._num_threads)
         # gigatoken leaves out what a template puts around every text.
         around, inside = self._reference.encode("a").ids, engine.encode(["a"])[0].tolist()
         start = next((i for i in range(len(around)) if around[i : i + len(inside)] == inside), 0)

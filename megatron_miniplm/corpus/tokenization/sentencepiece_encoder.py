@@ -44,6 +44,7 @@ class SentencePieceEncoder:
         from sentencepiece import sentencepiece_model_pb2
 
         assert settings.tokenizer_model is not None, "checked by make_encoder"
+        self._settings = settings
         self._model_path = settings.tokenizer_model
         self._num_threads = num_threads
         try:
@@ -60,6 +61,9 @@ class SentencePieceEncoder:
         self._fast = self._exact_gigatoken()
         if self._fast is not None:
             self.versions["gigatoken"] = version("gigatoken")
+
+    def __reduce__(self) -> tuple[type["SentencePieceEncoder"], tuple[TokenizerSettings, int]]:
+        return SentencePieceEncoder, (self._settings, self._num_threads)
 
     @cached_property
     def token_bytes(self) -> list[bytes] | None:

@@ -76,6 +76,9 @@ class TikTokenEncoder:
         if self._fast is not None:
             self.versions["gigatoken"] = version("gigatoken")
 
+    def __reduce__(self) -> tuple[type["TikTokenEncoder"], tuple[TokenizerSettings, int]]:
+        return TikTokenEncoder, (self._settings, self._num_threads)
+
     @cached_property
     def token_bytes(self) -> list[bytes]:
         return [*(token.encode() for token in self._special_tokens), *self._ranked]

@@ -63,7 +63,7 @@ class TokenizerSettings:
 
 
 class TextEncoder(Protocol):
-    """A loaded tokenizer.
+    """A loaded tokenizer; can be sent to another process.
 
     Axes: T ids of all texts, N texts, L ids of one text, V ids of the vocabulary.
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rank_files import ranked_bytes, write_gpt2_files, write_ranks
 
+from megatron_miniplm.corpus.tokenization import huggingface_encoder
 from megatron_miniplm.corpus.tokenization.tokenizers import (
     TOKENIZER_TYPES,
     TextEncoder,
@@ -73,6 +74,21 @@ def test_bytes_and_stops_of_tokens_add_up_to_the_text(encoders: dict, kind: str,
         by_table_T = np.cumsum(sizes_T) - len(encoder.text_prefix)
         is_between_characters_T = np.array([stop == len(data) or data[stop] & 0xC0 != 0x80 for stop in by_table_T])
         assert np.array_equal(by_table_T[is_between_characters_T], stops_T[is_between_characters_T])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoder_can_be_sent_to_another_process(encoders: dict, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder: TextEncoder = encoders[kind]
+    if kind.startswith("HuggingFace"):  # the check of gigatoken and the loading are not repeated
+        monkeypatch.setattr(huggingface_encoder, "exact_or_none", None)
+        monkeypatch.setattr(huggingface_encoder, "load_directory", None)
+    sent = pickle.loads(pickle.dumps(encoder))
+    texts = [*SAMPLES, "the <|endoftext|> end <s> of it"]
+    for ours, theirs in zip(sent.encode(texts), encoder.encode(texts), strict=True):
+        assert np.array_equal(ours, theirs)
+    assert (sent.eod_id, sent.vocab_size, sent.versions) == (encoder.eod_id, encoder.vocab_size, encoder.versions)
+    assert (sent.fingerprint(), sent.token_bytes) == (encoder.fingerprint(), encoder.token_bytes)
+    assert sent.token_stops(texts[-1]).tolist() == encoder.token_stops(texts[-1]).tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,24 @@
+"""`--workers` of the tools that encode text in several processes."""
+
+import argparse
+import os
+
+from megatron_miniplm.errors import InputError
+
+
+def add_workers_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes, all cores by default; the output does not depend on it",
+    )
+
+
+def worker_count(arguments: argparse.Namespace) -> int:
+    """The checked flag; to be called before NumPy is imported, which otherwise starts threads for matrices."""
+    if arguments.workers < 1:
+        raise InputError(f"--workers {arguments.workers} cannot encode: give at least 1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return int(arguments.workers)
