@@ -16,9 +16,9 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 #: How far the process may grow before the engine is made anew. The cache takes half a byte to thirty bytes a character
-#: of words that are all distinct, and its table doubles: with this limit an engine takes at most some 250 MB for real
-#: text and 370 MB for random Han characters, the worst that was tried. On real text it is made anew every few hundred
-#: MB, which cannot be seen in the speed.
+#: of words that are all distinct, and its table doubles: with this limit a process with a 32k vocabulary, 140 MB when
+#: new, peaked at 480 MB for random letters and 530 MB for random Han characters, the worst that was tried. On real
+#: text the engine is made anew every few hundred MB, which cannot be seen in the speed.
 MAX_CACHE_BYTES = 192 << 20
 CALL_CHARACTERS = 1 << 20  # given to the engine at once, which is how far it can grow unseen
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
