@@ -13,6 +13,17 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 @contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Give what the operating system refuses in the block, such as a write to a full disk, the name of the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_output(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under `path` only when the block ends without an error.
 
@@ -27,8 +38,9 @@ def atomic_output(path: Path) -> Iterator[IO[bytes]]:
     try:
         with open(temporary, "wb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+            with named_in_errors(path):
+                stream.flush()
+                os.fsync(stream.fileno())
         publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

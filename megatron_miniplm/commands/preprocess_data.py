@@ -65,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-shards", type=int, metavar="N", help="parts of the inputs, of equal bytes")
     parser.add_argument("--shard-index", type=int, metavar="K", help="which of them, from 0")
     add_workers_argument(parser)
+    ignored = parser.add_argument_group("as Megatron's tool has them", "accepted, so that job scripts need no change")
+    ignored.add_argument("--partitions", type=int, metavar="N", help="without effect: memory is bounded anyway")
+    ignored.add_argument(
+        "--keep-sequential-samples", action="store_true", help="without effect: the order is always kept"
+    )
+    ignored.add_argument("--log-interval", type=int, metavar="N", help="without effect: progress shows by time")
 
 
 def run(arguments: argparse.Namespace) -> None:

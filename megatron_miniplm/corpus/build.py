@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from megatron_miniplm.artifacts import Manifest, atomic_output, digest_values
 from megatron_miniplm.artifacts.fingerprint import digest_file_samples
 from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of
@@ -39,6 +41,7 @@ from megatron_miniplm.progress import Progress
 logger = logging.getLogger(__name__)
 
 DOCUMENT, CHUNK = "document", "chunk"
+_WORTH_WORKERS_BYTES = 4 << 20  # on disk: for less, starting workers takes longer than the work
 REJECTED_SUFFIX = ".rejected.jsonl"
 
 
@@ -126,8 +129,8 @@ def build_corpus(
     for build in builds:
         manifests |= (found := build.existing()) or {}
         unfinished += [build] if found is None else []
-    if sum(build.size_bytes for build in unfinished) <= UNIT_BYTES:
-        num_workers = 1  # starting more would take longer
+    if sum(build.size_bytes for build in unfinished) <= _WORTH_WORKERS_BYTES:
+        num_workers = 1
     with WorkerPool(UnitEncoder(encoding, encoder).encode, num_workers) as pool:
         for build in unfinished:
             manifests |= build.run(pool)
@@ -223,19 +226,18 @@ class _ShardBuild:
         Raises:
             InputError: something else lies under a prefix.
         """
-        manifests = {}
-        for key, prefix in self._prefixes.items():
-            manifest = existing_corpus(
+        found = {
+            prefix: existing_corpus(
                 prefix,
                 settings=self._recorded_for(key),
                 versions=self._encoder.versions,
                 inputs=self._inputs,
                 output_flag="--output-prefix",
             )
-            if manifest is None:
-                return None
-            manifests[prefix] = manifest
-        return manifests
+            for key, prefix in self._prefixes.items()
+        }
+        manifests = {prefix: manifest for prefix, manifest in found.items() if manifest is not None}
+        return manifests if len(manifests) == len(found) else None
 
     def run(self, pool: WorkerPool[Unit, EncodedUnit]) -> dict[Path, Manifest]:
         """Write every sequence beside its target, and publish when all are written."""
@@ -287,7 +289,7 @@ class _ShardBuild:
 class _Output:
     """The files of one key while they are written."""
 
-    def __init__(self, stack: ExitStack, prefix: Path, token_dtype, lists_rejected: bool) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, stack: ExitStack, prefix: Path, token_dtype: np.dtype, lists_rejected: bool) -> None:
         from megatron_miniplm.indexed.sidecar import SidecarWriter, as_table  # pyarrow starts threads: see `workers`
 
         self._as_table = as_table

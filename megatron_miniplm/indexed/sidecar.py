@@ -8,6 +8,7 @@ A view has no sidecar of its own: its pointers lead into its source's data, and 
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, publish
+from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors, publish
 from megatron_miniplm.artifacts.manifest import checksum_of
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
@@ -103,8 +104,10 @@ class SidecarWriter:
 
     def __exit__(self, *error: object) -> None:
         if not self._stream.closed:
-            self._writer.close()  # or its finalizer complains that the file is closed
-            self._stream.close()
+            with suppress(OSError):  # what a full disk did not take
+                self._writer.close()  # or its finalizer complains that the file is closed
+            with suppress(OSError):
+                self._stream.close()
         self._temporary.unlink(missing_ok=True)
 
     def append(self, table: pa.Table) -> None:
@@ -120,9 +123,10 @@ class SidecarWriter:
         """Publish; returns the manifest's `files` entry."""
         if self._num_pending:
             self._write_row_group(self._num_pending)
-        self._writer.close()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        with named_in_errors(self._path):
+            self._writer.close()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
         publish(self._temporary, self._path)
         return {self._path.name: checksum_of(self._path)}
 
@@ -133,7 +137,8 @@ class SidecarWriter:
         for name in ("source", "domain"):  # a dictionary has what occurs in the row group, in that order
             values = table[name].cast(pa.string()).combine_chunks().dictionary_encode()
             table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), values)
-        self._writer.write_table(table.combine_chunks(), row_group_size=num_pieces)
+        with named_in_errors(self._path):
+            self._writer.write_table(table.combine_chunks(), row_group_size=num_pieces)
         self._pending, self._num_pending = [rest], len(rest)
 
 

@@ -4,6 +4,7 @@ import fcntl
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import IO, Self, cast
 
 import numpy as np
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, atomic_output, publish
+from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, atomic_output, named_in_errors, publish
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, hasher
 from megatron_miniplm.artifacts.manifest import PREFIX_MANIFEST_SUFFIX, prefix_manifest_path
 from megatron_miniplm.errors import InputError
@@ -67,14 +68,15 @@ class IndexedWriter:
             sequences_per_document_D: how many of the sequences form each document, summing to N; 0 is a document
                 without tokens. By default every sequence is a document.
         """
-        data = np.ascontiguousarray(tokens_T, dtype=self.token_dtype).data
-        self._bin.write(data)
-        self._digest.update(data)
-        self._lengths.write(np.ascontiguousarray(lengths_N, dtype=LENGTH_DTYPE).data)
         if sequences_per_document_D is None:
             sequences_per_document_D = np.ones(len(lengths_N), np.int64)
         stops_D = self.num_sequences + np.cumsum(sequences_per_document_D, dtype=POINTER_DTYPE)
-        self._boundaries.write(stops_D.data)
+        data = np.ascontiguousarray(tokens_T, dtype=self.token_dtype).data
+        with named_in_errors(bin_path(self.prefix)):
+            self._bin.write(data)
+            self._lengths.write(np.ascontiguousarray(lengths_N, dtype=LENGTH_DTYPE).data)
+            self._boundaries.write(stops_D.data)
+        self._digest.update(data)
         self.num_documents += len(sequences_per_document_D)
         self.num_sequences += len(lengths_N)
         self.num_tokens += len(tokens_T)
@@ -88,10 +90,11 @@ class IndexedWriter:
         Returns:
             The manifest's `files` entries of both.
         """
-        self._bin.flush()
-        os.fsync(self._bin.fileno())
-        for stream in self._streams():
-            stream.close()
+        with named_in_errors(bin_path(self.prefix)):
+            self._bin.flush()
+            os.fsync(self._bin.fileno())
+            for stream in self._streams():
+                stream.close()
         bin_bytes = Path(self._bin.name).stat().st_size
         # Where an older pair is replaced, a crash must not leave its index or manifest beside the new data.
         for stale in (prefix_manifest_path(self.prefix), idx_path(self.prefix)):
@@ -109,7 +112,8 @@ class IndexedWriter:
     def abandon(self) -> None:
         """Remove what is not published."""
         for stream in self._streams():
-            stream.close()
+            with suppress(OSError):  # what a full disk did not take
+                stream.close()
             Path(stream.name).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:

@@ -101,6 +101,15 @@ def test_errors_are_one_line_and_publish_nothing(
     assert not Path("out").exists() or not list(Path("out").iterdir())
 
 
+def test_flags_of_megatrons_tool_that_change_nothing_are_accepted() -> None:
+    train("bpe", "--vocab-size", "280")
+    assert main(preprocess("HuggingFaceTokenizer", "bpe", prefix="plain/corpus")) == 0
+    flags = ["--partitions", "2", "--keep-sequential-samples", "--log-interval", "1000"]
+    assert main(preprocess("HuggingFaceTokenizer", "bpe", *flags, prefix="flags/corpus")) == 0
+    plain, flagged = ({path.name: path.read_bytes() for path in Path(name).iterdir()} for name in ("plain", "flags"))
+    assert plain == flagged
+
+
 def test_chunks_and_their_origin(capsys: pytest.CaptureFixture[str]) -> None:
     train("bpe", "--vocab-size", "288")
     capsys.readouterr()

@@ -164,6 +164,14 @@ def test_a_foreign_or_changed_pair_is_never_overwritten(settings: BuildSettings)
         build_corpus(settings, num_workers=1)
 
 
+def test_no_key_is_written_where_another_key_finds_something_else(settings: BuildSettings) -> None:
+    build_corpus(replace(settings, json_keys=("twice",), append_eod=False), num_workers=1)
+    before = output_bytes(settings)
+    with pytest.raises(InputError, match="corpus_twice_document was made from other inputs or settings"):
+        build_corpus(replace(settings, json_keys=("text", "twice")), num_workers=1)
+    assert output_bytes(settings) == before
+
+
 def test_an_error_in_the_last_line_leaves_nothing_behind(settings: BuildSettings) -> None:
     with open(settings.inputs[0], "a") as stream:
         stream.write('{"text": 1}\n')
@@ -215,6 +223,7 @@ def directory_bytes(directory: Path) -> dict[str, bytes]:
 def set_unit(patch: pytest.MonkeyPatch, size: int) -> None:
     for module in (sources, units, build):
         patch.setattr(module, "UNIT_BYTES", size)
+    patch.setattr(build, "_WORTH_WORKERS_BYTES", size)
 
 
 SHAPES = {"document": {}, "chunk": {"chunk_length": 12, "domain_key": "domain"}}

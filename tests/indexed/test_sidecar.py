@@ -1,3 +1,4 @@
+import errno
 import zlib
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def test_nothing_is_visible_before_close(tmp_path: Path) -> None:
     with SidecarWriter(tmp_path / "pile") as writer:
         writer.append(as_table(pieces(), "a", 0))
         assert not sidecar_path(tmp_path / "pile").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with SidecarWriter(tmp_path / "pile") as writer:
+        writer.append(as_table(pieces(), "a", 0))
+        with pytest.raises(OSError, match="No space left") as caught:
+            writer.close()
+    assert caught.value.filename == str(sidecar_path(tmp_path / "pile"))
     assert list(tmp_path.iterdir()) == []
 
 

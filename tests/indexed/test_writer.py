@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import tempfile
 from pathlib import Path
@@ -121,6 +122,17 @@ def test_what_a_killed_process_left_is_written_over(tmp_path):
     write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
     assert IndexedCorpus.open(tmp_path / "corpus").sequence(0).tolist() == list(range(6))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".corpus2.idx.123.tmp", "corpus.bin", "corpus.idx"]
+
+
+def test_a_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
+    assert caught.value.filename == str(tmp_path / "corpus.bin")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_do_not_write_one_prefix(tmp_path):
