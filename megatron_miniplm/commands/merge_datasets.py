@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PREFIX",
-        help="prefixes, and directories: the prefixes of its data_args.txt, else all in it by name",
+        help="prefixes (also with .idx, so that a glob can name them), and directories: the prefixes of its "
+        "data_args.txt, else all in it by name",
     )
     output = parser.add_mutually_exclusive_group(required=True)
     output.add_argument("--output-prefix", type=Path, metavar="PREFIX", help="prefix of the copy")
@@ -49,7 +50,8 @@ def _prefixes(inputs: list[Path], output_prefix: Path | None) -> list[Path]:
     from megatron_miniplm.inspection import find_prefixes
 
     prefixes: list[Path] = []
-    for path in inputs:
+    for given in inputs:
+        path = given.with_suffix("") if given.suffix == ".idx" else given
         if is_prefix(path) or not path.is_dir() or (path / DATA_ARGS).exists():
             prefixes.append(path)
         else:

@@ -23,6 +23,8 @@ _TEXT_SUFFIXES = (".jsonl", ".json", ".ndjson")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 _PARQUET_SUFFIX = ".parquet"
 _GLOB_CHARACTERS = frozenset("*?[")
+#: What our own tools write; never text, though it may lie in the directory of the text.
+_OUTPUT_SUFFIXES = (".documents.parquet", ".rejected.jsonl", ".round_trip.jsonl", "manifest.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +162,8 @@ def _walk(directory: Path) -> Iterator[Path]:
 
 
 def _is_text(path: Path) -> bool:
+    if path.name.endswith(_OUTPUT_SUFFIXES):
+        return False
     name = path.with_suffix("") if path.suffix in _COMPRESSIONS else path
     return path.suffix == _PARQUET_SUFFIX or name.suffix in _TEXT_SUFFIXES
 

@@ -1,10 +1,12 @@
-"""Megatron's `.bin/.idx` format: a validated reader, a streaming writer, and views over someone else's `.bin`.
+"""Megatron's `.bin/.idx` format: a validated reader, a streaming writer, views over someone else's `.bin`, merging.
 
     writer ──► <prefix>.bin + <prefix>.idx ◄── reader
-                    ▲
-                    └─ relative symlink ── <view>.bin + <view>.idx ◄── view   (no token is copied)
+      │             ▲     + <prefix>.documents.parquet ◄── sidecar: which text every sequence holds
+      │             └─ relative symlink ── <view>.bin + <view>.idx ◄── view   (no token is copied)
+      └── merge, copying: several corpora and views into one
 
-NumPy only. The bytes are described in docs/formats.md and are those of `megatron.core.datasets.indexed_dataset`.
+NumPy only, but for the sidecar (pyarrow). The bytes are described in docs/formats.md; those of `.bin` and `.idx` are
+`megatron.core.datasets.indexed_dataset`'s.
 """
 
 from megatron_miniplm.indexed.reader import IndexedCorpus

@@ -32,6 +32,12 @@ def test_a_directory_stands_for_its_prefixes_by_name_without_the_output() -> Non
         assert first_tokens("corpora/merged") == [1] * 5 + [0] * 5
 
 
+def test_a_glob_of_index_files_names_prefixes() -> None:
+    inputs = sorted(map(str, Path("corpora").glob("*.idx")))
+    assert run_tool("merge-datasets", ["--input", *inputs, "--output-prefix", "merged"]) == 0
+    assert first_tokens("merged") == [1] * 5 + [0] * 5
+
+
 def test_a_blend_stands_for_its_prefixes_in_its_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_tool("merge-datasets", ["--input", "corpora/web", "corpora/code", "--as-data-args", "blend"]) == 0
     assert run_tool("merge-datasets", ["--input", "blend", "--output-prefix", "merged"]) == 0

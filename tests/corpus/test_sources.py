@@ -17,7 +17,8 @@ def touch(path: Path) -> Path:
 def test_directories_and_globs_stand_for_their_files_by_path(tmp_path: Path) -> None:
     names = ["b.jsonl", "a/2.jsonl.gz", "a/1.jsonl.zst", "a/1.parquet", "c.json", "d.ndjson.zstd"]
     files = [touch(tmp_path / name) for name in names]
-    for name in (".hidden/a.jsonl", ".b.jsonl", "notes.txt", "a/1.jsonl.tmp"):
+    outputs = ("c_text_document.documents.parquet", "c.rejected.jsonl", "c.round_trip.jsonl", "c.manifest.json")
+    for name in (".hidden/a.jsonl", ".b.jsonl", "notes.txt", "a/1.jsonl.tmp", "manifest.json", *outputs):
         touch(tmp_path / name)
     assert [source.path for source in expand_inputs([tmp_path])] == sorted(files)
     assert [source.path for source in expand_inputs([f"{tmp_path}/a/*.jsonl.*"])] == [
