@@ -147,7 +147,8 @@ def _files_of(path: Path) -> list[Path]:
     if path.exists():
         return [path]
     if _GLOB_CHARACTERS & set(str(path)):
-        found = sorted(file for match in glob.glob(str(path), recursive=True) if (file := Path(match)).is_file())
+        matches = map(Path, glob.glob(str(path), recursive=True))
+        found = sorted(file for file in matches if file.is_file() and not file.name.endswith(_OUTPUT_SUFFIXES))
         if not found:
             raise InputError(f"{path} matches no file: mend the pattern in --input")
         return found
