@@ -133,11 +133,6 @@ def gather(tokens_T: np.ndarray, lengths_D: np.ndarray, pieces: Pieces) -> tuple
     return tokens, np.add.reduceat(pieces.stop_token_P - pieces.start_token_P, first_piece_N)
 
 
-def fill_fraction(pieces: Pieces, chunk_length: int) -> float:
-    """Share of the sequences' room that holds tokens; 0.0 if there is no sequence."""
-    return pieces.num_tokens / max(1, pieces.num_sequences * chunk_length)
-
-
 class _Packing:
     """The sequences of all domains; a row has the columns of `Pieces`, in their order, first without the sequence."""
 
