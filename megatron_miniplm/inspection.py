@@ -3,7 +3,8 @@
 Indices and data are read in chunks, so memory does not grow with the corpus.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from megatron_miniplm.artifacts.manifest import Manifest, is_prefix, load_manife
 from megatron_miniplm.errors import MiniPLMError
 from megatron_miniplm.indexed.layout import bin_path, idx_path, optimal_dtype
 from megatron_miniplm.indexed.reader import IndexedCorpus
+
+Advance = Callable[[int], object]
 
 _SEQUENCE_CHUNK = 1 << 22
 _TOKEN_CHUNK = 1 << 22
@@ -105,11 +108,24 @@ def length_quantiles(lengths_N: np.ndarray) -> dict[str, int]:
     return quantiles
 
 
-def find_faults(artifact: Path) -> list[str]:
+def bytes_to_check(artifact: Path) -> int:
+    """About how many bytes `find_faults` reads."""
+    size_bytes = 0 if is_prefix(artifact) else sum(map(bytes_to_check, find_prefixes(artifact)))
+    if is_prefix(artifact) and bin_path(artifact).exists():
+        size_bytes += 2 * bin_path(artifact).stat().st_size
+    with suppress(MiniPLMError):  # a fault, or there is none
+        size_bytes += sum(entry["bytes"] for entry in load_manifest(artifact).files.values())
+    return size_bytes
+
+
+def find_faults(artifact: Path, advance: Advance = lambda num_bytes: None) -> list[str]:
     """Every contradiction of a prefix, or of a directory and the prefixes in it; one message each.
 
     Reads every byte of the artifact's files, of the raw text it was made from if that is still here, and of the data
     that a view points to where its tokens are signed.
+
+    Args:
+        advance: called with every number of bytes read, some `bytes_to_check` in all.
     """
     faults, manifest = [], None
     if manifest_path(artifact).exists():
@@ -118,15 +134,15 @@ def find_faults(artifact: Path) -> list[str]:
         except MiniPLMError as error:
             faults.append(str(error))
     if is_prefix(artifact):
-        faults = [*_corpus_faults(artifact, manifest), *faults]
+        faults = [*_corpus_faults(artifact, manifest, advance), *faults]
     else:
-        faults = [*(fault for prefix in find_prefixes(artifact) for fault in find_faults(prefix)), *faults]
+        faults = [*(fault for prefix in find_prefixes(artifact) for fault in find_faults(prefix, advance)), *faults]
     if manifest is not None:
-        faults += [*verify_files(artifact, manifest), *_parent_faults(artifact, manifest)]
+        faults += [*verify_files(artifact, manifest, advance), *_parent_faults(artifact, manifest)]
     return list(dict.fromkeys(faults))  # the faults of a prefix may be those of its directory's manifest too
 
 
-def _corpus_faults(prefix: Path, manifest: Manifest | None) -> list[str]:
+def _corpus_faults(prefix: Path, manifest: Manifest | None, advance: Advance) -> list[str]:
     try:
         corpus = IndexedCorpus.open(prefix)
     except MiniPLMError as error:
@@ -137,9 +153,9 @@ def _corpus_faults(prefix: Path, manifest: Manifest | None) -> list[str]:
             f"{idx_path(prefix)}: the tokens are {corpus.token_dtype} from sequence 0 on, expected {expected} for a "
             f"vocabulary of {vocab_size}: the index is damaged; copy or preprocess it again"
         ]
-    faults = [*_token_faults(corpus, vocab_size), *_fingerprint_faults(corpus)]
+    faults = [*_token_faults(corpus, vocab_size, advance), *_fingerprint_faults(corpus)]
     if manifest is not None and manifest.kind == "corpus":
-        faults = [*_contiguity_faults(corpus), *_sidecar_faults(corpus), *faults]
+        faults = [*_contiguity_faults(corpus), *_sidecar_faults(corpus, advance), *faults]
     return faults
 
 
@@ -161,14 +177,14 @@ def _contiguity_faults(corpus: IndexedCorpus) -> Iterator[str]:
         expected_bytes = int(stops[-1])
 
 
-def _sidecar_faults(corpus: IndexedCorpus) -> Iterator[str]:
+def _sidecar_faults(corpus: IndexedCorpus, advance: Advance) -> Iterator[str]:
     """The first sequence that is not what the sidecar says."""
     from megatron_miniplm.indexed.sidecar import Sidecar, find_mismatch, sidecar_path
 
     if corpus.is_view or not sidecar_path(corpus.prefix).exists():
         return
     try:
-        mismatch = find_mismatch(Sidecar(sidecar_path(corpus.prefix)), corpus)
+        mismatch = find_mismatch(Sidecar(sidecar_path(corpus.prefix)), corpus, advance)
     except MiniPLMError as error:
         yield str(error)
         return
@@ -176,7 +192,7 @@ def _sidecar_faults(corpus: IndexedCorpus) -> Iterator[str]:
         yield mismatch
 
 
-def _token_faults(corpus: IndexedCorpus, vocab_size: int | None) -> Iterator[str]:
+def _token_faults(corpus: IndexedCorpus, vocab_size: int | None, advance: Advance) -> Iterator[str]:
     """The first token that is no id of the vocabulary, or negative."""
     if vocab_size is None and corpus.token_dtype.kind == "u":
         return
@@ -196,6 +212,7 @@ def _token_faults(corpus: IndexedCorpus, vocab_size: int | None) -> Iterator[str
                 )
                 return
             position_tokens += len(tokens)
+            advance(tokens.nbytes)
 
 
 def _sequence_at(corpus: IndexedCorpus, position_bytes: int) -> str:

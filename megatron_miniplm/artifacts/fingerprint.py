@@ -8,7 +8,7 @@ and are verified by `miniplm inspect --check`.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,16 @@ def digest_array(array: np.ndarray) -> Fingerprint:
     return digest.hexdigest()
 
 
-def digest_file(path: Path) -> Fingerprint:
-    """Digest of every byte of a file; about 1 GB/s a core."""
+def digest_file(path: Path, advance: Callable[[int], object] = lambda num_bytes: None) -> Fingerprint:
+    """Digest of every byte of a file; about 1 GB/s a core.
+
+    Args:
+        advance: called with every number of bytes read.
+    """
     digest = hasher()
     for chunk in _chunks(path):
         digest.update(chunk)
+        advance(len(chunk))
     return digest.hexdigest()
 
 

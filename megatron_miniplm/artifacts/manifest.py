@@ -7,6 +7,7 @@ Format page: docs/formats.md.
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,14 @@ def checksum_of(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "blake2b": digest_file(path)}
 
 
-def verify_files(artifact: Path, manifest: Manifest) -> list[str]:
-    """Compare an artifact's files with the manifest's checksums; returns one message a fault."""
+def verify_files(
+    artifact: Path, manifest: Manifest, advance: Callable[[int], object] = lambda num_bytes: None
+) -> list[str]:
+    """Compare an artifact's files with the manifest's checksums; returns one message a fault.
+
+    Args:
+        advance: called with every number of bytes read.
+    """
     faults = []
     directory = manifest_path(artifact).parent
     for name, expected in manifest.files.items():
@@ -160,6 +167,6 @@ def verify_files(artifact: Path, manifest: Manifest) -> list[str]:
             faults.append(f"{path} is missing")
         elif (size_bytes := path.stat().st_size) != expected["bytes"]:
             faults.append(f"{path} has {size_bytes} bytes, its manifest says {expected['bytes']}")
-        elif digest_file(path) != expected["blake2b"]:
+        elif digest_file(path, advance) != expected["blake2b"]:
             faults.append(f"{path} has changed since it was written: its checksum does not match the manifest")
     return faults

@@ -20,7 +20,8 @@ from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
 from megatron_miniplm.artifacts.lineage import lineage_lines, trace_lineage
 from megatron_miniplm.artifacts.manifest import is_prefix, load_manifest, manifest_path
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
-from megatron_miniplm.inspection import find_faults, find_prefixes, summarize_prefix
+from megatron_miniplm.inspection import bytes_to_check, find_faults, find_prefixes, summarize_prefix
+from megatron_miniplm.progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
             _print_sequence(path, arguments.sequence, arguments.json)
             return
         if arguments.check:
-            faults = find_faults(path)
+            with Progress(bytes_to_check(path), "B") as progress:
+                faults = find_faults(path, progress.advance)
         description = _describe_or_error(path) if faults else _describe(path)
     except OSError as error:
         raise InputError(f"{error.filename or path} cannot be read: {error.strerror}") from None

@@ -12,6 +12,7 @@ import pytest
 from megatron_miniplm.cli import main
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.layout import HEADER
+from megatron_miniplm.inspection import bytes_to_check, find_faults
 
 DOCUMENTS = [f"Document {number} says {number * 7919}." for number in range(40)]
 PREFIX = "data/pile_text_document"
@@ -136,6 +137,12 @@ DAMAGES: list[tuple[Callable[[IndexedCorpus], int], str]] = [
 def test_the_pristine_corpus_is_intact(corpus: IndexedCorpus, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", PREFIX, "--check"]) == 0
     assert capsys.readouterr().out.endswith("ok\n")
+
+
+def test_progress_counts_what_is_read(corpus: IndexedCorpus) -> None:
+    read: list[int] = []
+    assert find_faults(Path(PREFIX), read.append) == []
+    assert sum(read) == bytes_to_check(Path(PREFIX)) > 2 * corpus.bin_bytes
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
