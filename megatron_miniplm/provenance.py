@@ -9,7 +9,7 @@ from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
 from megatron_miniplm.corpus.readers import read_document
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, source_sequences
+from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, source_sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def passages_of(corpus: IndexedCorpus, sequence: int) -> list[Passage]:
     if sidecar is None or not manifest_path(data).exists():
         raise InputError(f"{data} has no sidecar that says where its sequences come from: make it with preprocess-data")
     json_key = load_manifest(data).settings["json_key"]
-    return [_passage(sidecar, row, json_key) for row in sidecar.pieces_of(int(source_sequences(corpus)[sequence]))]
+    return [_passage(sidecar, row, json_key) for row in sidecar.pieces_of(source_sequence(corpus, sequence))]
 
 
 def _passage(sidecar: Sidecar, row: dict[str, Any], json_key: str) -> Passage:

@@ -8,15 +8,16 @@ without a sequence.
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from megatron_miniplm.artifacts import Manifest, atomic_output, digest_values
+from megatron_miniplm.artifacts import Fingerprint, Manifest, atomic_output, digest_values
 from megatron_miniplm.artifacts.fingerprint import digest_file_samples
 from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of
 from megatron_miniplm.corpus.encoding import (
@@ -124,7 +125,10 @@ def build_corpus(
         chunks=_chunk_settings(settings, sources),
     )
     manifests: dict[Path, Manifest] = {}
-    builds = [_ShardBuild(settings, encoding, encoder, sources, shard) for shard in shards]
+    tokenizer_fingerprint, digest = encoder.fingerprint(), cache(digest_file_samples)  # once for all shards
+    builds = [
+        _ShardBuild(settings, encoding, encoder, sources, shard, tokenizer_fingerprint, digest) for shard in shards
+    ]
     unfinished = []
     for build in builds:
         manifests |= (found := build.existing()) or {}
@@ -170,6 +174,8 @@ class _ShardBuild:
         encoder: TextEncoder,
         sources: Sequence[Source],
         shard: Shard,
+        tokenizer_fingerprint: Fingerprint,
+        digest: Callable[[Path], Fingerprint],
     ) -> None:
         self._settings = settings
         self._encoder = encoder
@@ -201,8 +207,8 @@ class _ShardBuild:
         self._recorded = recorded | {name: key for name, key in labels.items() if key is not None}
         used = [span.source for span in self._spans] if shard.count > 1 else sources
         self._inputs = (
-            *(self._input("text", source.path, digest_file_samples(source.path)) for source in used),
-            *(self._input("tokenizer", path, encoder.fingerprint()) for path in settings.tokenizer.files),
+            *(self._input("text", source.path, digest(source.path)) for source in used),
+            *(self._input("tokenizer", path, tokenizer_fingerprint) for path in settings.tokenizer.files),
         )
 
     @property
@@ -214,7 +220,7 @@ class _ShardBuild:
         """Of the inputs on disk."""
         return sum(span.size_bytes for span in self._spans)
 
-    def _input(self, role: str, path: Path, fingerprint: str) -> ArtifactInput:
+    def _input(self, role: str, path: Path, fingerprint: Fingerprint) -> ArtifactInput:
         return input_of(role, path, fingerprint, relative_to=self._directory)
 
     def _recorded_for(self, key: str) -> dict[str, object]:

@@ -98,7 +98,6 @@ class UnitEncoder:
         tokens_T, lengths_D = self.encoder.encode(texts)
         tokens_T = as_token_dtype(tokens_T, self.encoder)
         if self._settings.append_eod:
-            assert self.encoder.eod_id is not None, "checked before anything is encoded"
             tokens_T, lengths_D = append_eod(tokens_T, lengths_D, self.encoder.eod_id)
         if self._settings.chunks is None:
             return _one_sequence_a_document(texts, tokens_T, lengths_D, positions_D, ids, domains)
@@ -147,11 +146,19 @@ class UnitEncoder:
         )
 
 
-def append_eod(tokens_T: np.ndarray, lengths_D: np.ndarray, eod_id: int) -> tuple[np.ndarray, np.ndarray]:
+def append_eod(tokens_T: np.ndarray, lengths_D: np.ndarray, eod_id: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Give every document that has tokens one more, as Megatron does; returns the new tokens and lengths."""
-    has_tokens_D = lengths_D > 0
-    stops = np.cumsum(lengths_D)[has_tokens_D]
-    return np.insert(tokens_T, stops, eod_id), lengths_D + has_tokens_D
+    return insert_eod(tokens_T, lengths_D, lengths_D > 0, eod_id)
+
+
+def insert_eod(
+    tokens_T: np.ndarray, lengths_P: np.ndarray, has_eod_P: np.ndarray, eod_id: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put an end-of-document token behind some of P runs of tokens; returns the new tokens and lengths."""
+    if not has_eod_P.any():
+        return tokens_T, lengths_P
+    assert eod_id is not None, "checked before anything is encoded"
+    return np.insert(tokens_T, np.cumsum(lengths_P)[has_eod_P], eod_id), lengths_P + has_eod_P
 
 
 def as_token_dtype(tokens_T: np.ndarray, encoder: TextEncoder) -> np.ndarray:

@@ -7,6 +7,7 @@ A view has no sidecar of its own: its pointers lead into its source's data, and 
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -247,16 +248,30 @@ def source_sequences(view: IndexedCorpus) -> np.ndarray:
     if not view.is_view:
         return np.arange(len(view), dtype=np.int64)
     source = IndexedCorpus.open(data_prefix(view.prefix))
-    found_N = np.searchsorted(source.pointers_N, view.pointers_N)
-    found_N = np.minimum(found_N, max(0, len(source) - 1))
-    wrong = (source.pointers_N[found_N] != view.pointers_N) | (source.lengths_N[found_N] != view.lengths_N)
+    return _checked(view, slice(None), source, np.searchsorted(source.pointers_N, view.pointers_N))
+
+
+def source_sequence(view: IndexedCorpus, sequence: int) -> int:
+    """One of `source_sequences`, in time and memory that do not grow with the corpus."""
+    if not view.is_view:
+        return sequence
+    source = IndexedCorpus.open(data_prefix(view.prefix))
+    found = bisect_left(source.pointers_N, view.pointers_N[sequence])
+    return int(_checked(view, slice(sequence, sequence + 1), source, np.array([found]))[0])
+
+
+def _checked(view: IndexedCorpus, part: slice, source: IndexedCorpus, found_K: np.ndarray) -> np.ndarray:
+    """The sequences of a source at which K of a view were looked for, int64, if they are there."""
+    found_K = np.minimum(found_K, max(0, len(source) - 1)).astype(np.int64)
+    pointers_K, lengths_K = view.pointers_N[part], view.lengths_N[part]
+    wrong = (source.pointers_N[found_K] != pointers_K) | (source.lengths_N[found_K] != lengths_K)
     if wrong.any():
         first = int(np.argmax(wrong))
         raise CorruptArtifactError(
-            f"{view.prefix}: sequence {first} at byte {view.pointers_N[first]} is no sequence of {source.prefix}: the "
-            "view was made of another corpus; make it again"
+            f"{view.prefix}: sequence {(part.start or 0) + first} at byte {pointers_K[first]} is no sequence of "
+            f"{source.prefix}: the view was made of another corpus; make it again"
         )
-    return found_N.astype(np.int64)
+    return found_K
 
 
 def _open(path: Path) -> pq.ParquetFile:

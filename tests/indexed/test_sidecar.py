@@ -16,6 +16,7 @@ from megatron_miniplm.indexed.sidecar import (
     as_table,
     find_mismatch,
     sidecar_path,
+    source_sequence,
     source_sequences,
 )
 
@@ -111,6 +112,8 @@ def test_a_view_leads_to_the_sequences_and_the_sidecar_of_its_source(corpus: Ind
     assert source_sequences(IndexedCorpus.open(view)).tolist() == [3, 1, 1]
     assert source_sequences(IndexedCorpus.open(second)).tolist() == [1, 3]
     assert source_sequences(corpus).tolist() == [0, 1, 2, 3]
+    assert [source_sequence(IndexedCorpus.open(view), index) for index in range(3)] == [3, 1, 1]
+    assert source_sequence(corpus, 2) == 2
     sidecar = Sidecar.of(IndexedCorpus.open(second))
     assert sidecar is not None
     assert sidecar.path == sidecar_path(corpus.prefix)
@@ -125,6 +128,10 @@ def test_a_view_of_another_corpus_is_refused(corpus: IndexedCorpus, tmp_path: Pa
         CorruptArtifactError, match=r"sequence 0 at byte 20 is no sequence of .*pile: the view was made"
     ):
         source_sequences(IndexedCorpus.open(view))
+    with pytest.raises(
+        CorruptArtifactError, match=r"sequence 0 at byte 20 is no sequence of .*pile: the view was made"
+    ):
+        source_sequence(IndexedCorpus.open(view), 0)
 
 
 def rewrite(corpus: IndexedCorpus, **columns: object) -> Sidecar:

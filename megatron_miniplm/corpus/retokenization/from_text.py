@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from megatron_miniplm.corpus.encoding import as_token_dtype
+from megatron_miniplm.corpus.encoding import as_token_dtype, insert_eod
 from megatron_miniplm.corpus.retokenization.excerpts import Excerpts, find_excerpts, read_excerpts
 from megatron_miniplm.corpus.retokenization.origin import Origin
-from megatron_miniplm.corpus.retokenization.output import ConvertedOutput, insert_eod
+from megatron_miniplm.corpus.retokenization.output import ConvertedOutput
 from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import CorruptArtifactError

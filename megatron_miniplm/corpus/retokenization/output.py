@@ -80,13 +80,3 @@ class ConvertedOutput:
         """Publish; returns the manifest's `files` entries."""
         sidecar_files = self._sidecar.close() if self._sidecar is not None else {}
         return {**self.writer.close(), **sidecar_files}
-
-
-def insert_eod(
-    tokens_T: np.ndarray, lengths_P: np.ndarray, has_eod_P: np.ndarray, eod_id: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Put an end-of-document token behind some of P runs of tokens; returns the new tokens and lengths."""
-    if not has_eod_P.any():
-        return tokens_T, lengths_P
-    assert eod_id is not None, "checked before anything is encoded"
-    return np.insert(tokens_T, np.cumsum(lengths_P)[has_eod_P], eod_id), lengths_P + has_eod_P
