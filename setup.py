@@ -24,6 +24,7 @@ setup(
         "msgspec>=0.19",
         "nltk>=3.9",
         "pyarrow>=18",
+        "safetensors>=0.4",
         "sentencepiece>=0.2",
         "tiktoken>=0.8",
         "tokenizers>=0.21",

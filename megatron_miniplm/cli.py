@@ -18,6 +18,7 @@ from megatron_miniplm.errors import EXIT_RESUMABLE, MiniPLMError, unusable_path
 #: Subcommand -> (module, one line of help), in the order in which data flows.
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "what is installed, what each absence costs, and what mends it"),
+    "convert-checkpoint": ("convert_checkpoint", "a Hugging Face model -> a Megatron checkpoint, or back"),
     "train-tokenizer": ("train_tokenizer", "train a SentencePiece or byte-level BPE tokenizer on JSONL text"),
     "preprocess-data": ("preprocess_data", "JSONL text -> Megatron .bin/.idx"),
     "merge-datasets": ("merge_datasets", "shards, corpora or views -> one corpus, or one data_args.txt"),
@@ -29,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare-runs": ("compare_runs", "held-out loss of students by number of tokens, from TensorBoard logs"),
     "inspect": ("inspect", "what any artifact holds, where it comes from, and whether it is intact"),
 }
-MEGATRON_PROGRAMS = frozenset({"score-corpus"})
+MEGATRON_PROGRAMS = frozenset({"convert-checkpoint", "score-corpus"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

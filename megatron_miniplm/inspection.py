@@ -13,6 +13,7 @@ import numpy as np
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples
 from megatron_miniplm.artifacts.lineage import parent_path, relative_to_cwd
 from megatron_miniplm.artifacts.manifest import Manifest, is_prefix, load_manifest, manifest_path, verify_files
+from megatron_miniplm.artifacts.scores import ScoreStore, is_score_store
 from megatron_miniplm.errors import MiniPLMError
 from megatron_miniplm.indexed.layout import bin_path, idx_path, optimal_dtype
 from megatron_miniplm.indexed.reader import IndexedCorpus
@@ -113,6 +114,9 @@ def bytes_to_check(artifact: Path) -> int:
     size_bytes = 0 if is_prefix(artifact) else sum(map(bytes_to_check, find_prefixes(artifact)))
     if is_prefix(artifact) and bin_path(artifact).exists():
         size_bytes += 2 * bin_path(artifact).stat().st_size
+    with suppress(MiniPLMError):
+        if is_score_store(artifact):
+            size_bytes += ScoreStore.open(artifact).num_bytes
     with suppress(MiniPLMError):  # a fault, or there is none
         size_bytes += sum(entry["bytes"] for entry in load_manifest(artifact).files.values())
     return size_bytes
@@ -139,6 +143,8 @@ def find_faults(artifact: Path, advance: Advance = lambda num_bytes: None) -> li
         faults = [*(fault for prefix in find_prefixes(artifact) for fault in find_faults(prefix, advance)), *faults]
     if manifest is not None:
         faults += [*verify_files(artifact, manifest, advance), *_parent_faults(artifact, manifest)]
+    if is_score_store(artifact):
+        faults += _score_faults(artifact, manifest, advance)
     return list(dict.fromkeys(faults))  # the faults of a prefix may be those of its directory's manifest too
 
 
@@ -157,6 +163,23 @@ def _corpus_faults(prefix: Path, manifest: Manifest | None, advance: Advance) ->
     if manifest is not None and manifest.kind == "corpus":
         faults = [*_contiguity_faults(corpus), *_sidecar_faults(corpus, advance), *faults]
     return faults
+
+
+def _score_faults(directory: Path, manifest: Manifest | None, advance: Advance) -> Iterator[str]:
+    """Blocks that are missing or damaged, and whether identity, checksums and manifest belong together."""
+    try:
+        store = ScoreStore.open(directory)
+        missing = store.missing_blocks()
+        if missing:
+            yield (
+                f"{directory}: {len(missing)} of {store.plan.num_blocks} blocks are missing (first: {missing[0]}): "
+                "run the same scoring command again"
+            )
+        yield from store.verify(advance).values()
+        if manifest is not None:
+            yield from store.fingerprint_faults(manifest)
+    except MiniPLMError as error:
+        yield str(error)
 
 
 def _contiguity_faults(corpus: IndexedCorpus) -> Iterator[str]:

@@ -32,19 +32,23 @@ class Progress:
         self._started = self._last_line = time.monotonic()
         self._bar = tqdm(total=total, unit=unit, unit_scale=True, disable=not (visible and self._on_terminal))
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int, *, note: str = "") -> None:
+        """Count on, and show it now and then, with a note behind."""
         self.done = min(self.total, self.done + count)
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
         now = time.monotonic()
         if self._visible and not self._on_terminal and now - self._last_line >= LINE_INTERVAL_SECONDS:
             self._last_line = now
-            self._write_line(now - self._started)
+            self._write_line(now - self._started, note)
 
-    def _write_line(self, elapsed_seconds: float) -> None:
+    def _write_line(self, elapsed_seconds: float, note: str) -> None:
         rate = self.done / elapsed_seconds
         left_seconds = (self.total - self.done) / rate if rate else float("inf")
         share, total, speed = self.done / self.total, scaled(self.total, self.unit), scaled(rate, self.unit)
-        logger.info("%.1f%% of %s, %s/s, %.0f s left", 100 * share, total, speed, left_seconds)
+        note = f", {note}" if note else ""
+        logger.info("%.1f%% of %s, %s/s, %.0f s left%s", 100 * share, total, speed, left_seconds, note)
 
     def __enter__(self) -> Self:
         return self

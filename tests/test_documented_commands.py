@@ -10,7 +10,14 @@ import pytest
 from megatron_miniplm.cli import COMMANDS, MEGATRON_PROGRAMS
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/method.md", "docs/corpus.md", "docs/formats.md", "examples/quickstart/run.sh")
+PAGES = (
+    "README.md",
+    "docs/method.md",
+    "docs/corpus.md",
+    "docs/checkpoints.md",
+    "docs/formats.md",
+    "examples/quickstart/run.sh",
+)
 COMMAND = re.compile(r"miniplm ([a-z]+(?:-[a-z]+)*)((?:[^\n`\\|)]|\\\n)*)")
 
 

@@ -1,45 +1,54 @@
-"""A directory of scores: blocks that appear whole, an identity that refuses strangers, a manifest when complete.
+"""A directory of scores: blocks that appear whole and once, an identity that refuses strangers, a manifest at the end.
 
     DIR/identity.json          what is scored with what; written before the first block
-    DIR/blocks/00000000.npy    one a block, shape (sequences of the block,), dtype SCORE_DTYPE
-    DIR/manifest.json          checksums of all blocks; written after the last
+    DIR/blocks/00000000.npy    one a block, with its own checksum (`artifacts.score_blocks`)
+    DIR/claims/                who works on which block (`artifacts.claims`); gone when complete
+    DIR/checksums.npy          those of all blocks; written after the last
+    DIR/manifest.json          counts, parents, checksums of identity.json and checksums.npy; marks the store complete
 
-8 bytes a sequence. Format page: docs/formats.md.
+Some 8 bytes a sequence. Format page: docs/formats.md.
 """
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, write_array, write_json
-from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, digest_values
-from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, checksum_of, load_manifest, manifest_path
-from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError, NonFiniteScoreError
+from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors, write_array
+from megatron_miniplm.artifacts.exclusive import write_once
+from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
+from megatron_miniplm.artifacts.heartbeats import CLAIMS, in_flight
+from megatron_miniplm.artifacts.manifest import (
+    ArtifactInput,
+    Manifest,
+    checksum_of,
+    load_manifest,
+    manifest_path,
+    verify_files,
+)
+from megatron_miniplm.artifacts.score_blocks import (
+    CHECKSUM_DTYPE,
+    NOT_SCORED,
+    REMEDY,
+    SCORE_DTYPE,
+    BlockPlan,
+    block_name,
+    encode_block,
+    read_block_into,
+    wrong_size,
+)
+from megatron_miniplm.artifacts.score_identity import IDENTITY, identity_bytes, read_identity, require_equal
+from megatron_miniplm.errors import CorruptArtifactError, InputError, NonFiniteScoreError, unusable_path
 
-#: `nll`: sum over the scored tokens, nats. `num_tokens`: scored tokens; 0 where there was nothing to predict.
-SCORE_DTYPE = np.dtype([("nll", "<f4"), ("num_tokens", "<i4")])
-IDENTITY = "identity.json"
+__all__ = ["NOT_SCORED", "SCORE_DTYPE", "BlockPlan", "ScoreStore"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class BlockPlan:
-    """The sequences of all prefixes in order, cut into blocks of equal size; the last may be shorter."""
-
-    num_sequences: int
-    block_sequences: int
-
-    @property
-    def num_blocks(self) -> int:
-        return -(-self.num_sequences // self.block_sequences)
-
-    def sequences(self, block: int) -> range:
-        """Global ids of a block's sequences."""
-        start = block * self.block_sequences
-        return range(start, min(start + self.block_sequences, self.num_sequences))
+BLOCKS = "blocks"
+CHECKSUMS = "checksums.npy"
+_RUN_AGAIN = "run the same scoring command again"
 
 
 class ScoreStore:
@@ -55,31 +64,33 @@ class ScoreStore:
     def __init__(self, directory: Path, identity: dict[str, Any]) -> None:
         self.directory = directory
         self.identity = identity
-        self.plan = BlockPlan(
-            num_sequences=sum(prefix["num_sequences"] for prefix in identity["corpus"]),
-            block_sequences=identity["settings"]["block_sequences"],
-        )
+        self.plan = BlockPlan.of(identity)
+        self._checked_identity = b""
+        self._recorded_B: np.ndarray | None = None  # of the manifest, once `require_complete` has vouched for them
 
     @classmethod
     def create_or_resume(cls, directory: Path, identity: dict[str, Any]) -> Self:
-        """Start a store, or continue one that was started with the same identity. One without a block is started anew.
+        """Start a store, or continue one that was started with the same identity.
+
+        One without a block, on which nobody works, is started anew. Any number of processes may call this at once: one
+        identity wins, and all others must be equal to it.
 
         Raises:
             FingerprintMismatchError: the directory holds scores of something else.
+            InputError: it cannot be written.
         """
         path = directory / IDENTITY
-        if path.exists() and any((directory / "blocks").glob("*.npy")):
-            store = cls.open(directory)
-            for part in ("corpus", "model", "settings"):
-                if store.identity[part] != identity[part]:
-                    difference = _difference(store.identity[part], identity[part])
-                    raise FingerprintMismatchError(
-                        f"{directory} holds scores of another {part} ({difference}): "
-                        "give another --miniplm-scores directory, or delete this one"
-                    )
-            return store
-        write_json(path, identity)
-        return cls(directory, identity)
+        with _usable(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                store = cls.open(directory)
+                in_use = store._published_B().any() or any(holder.alive for holder in in_flight(directory))
+                if not in_use and store.identity != identity:
+                    path.unlink(missing_ok=True)
+            write_once(path, identity_bytes(identity))
+        store = cls.open(directory)
+        require_equal(directory, store.identity, identity)
+        return store
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -87,30 +98,40 @@ class ScoreStore:
 
         Raises:
             InputError: not a directory of scores.
-            CorruptArtifactError: its identity cannot be read.
+            CorruptArtifactError: its identity cannot be read, or is of another format.
         """
-        path = directory / IDENTITY
-        try:
-            return cls(directory, json.loads(path.read_text(encoding="utf-8")))
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{directory} is not a directory of scores: it has no {IDENTITY}") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptArtifactError(f"{path} is damaged ({error!r}): score into a new directory") from None
+        return cls(directory, read_identity(directory))
 
     def block_path(self, block: int) -> Path:
-        return self.directory / "blocks" / f"{block:08d}.npy"
+        return self.directory / BLOCKS / block_name(block)
+
+    def has_block(self, block: int) -> bool:
+        """Whether a block is published. On NFS the answer may be some seconds old."""
+        return self.block_path(block).exists()
+
+    def published_blocks(self) -> list[int]:
+        """Blocks that have a file, in order; one directory listing."""
+        return np.flatnonzero(self._published_B()).tolist()
 
     def missing_blocks(self) -> list[int]:
         """Blocks that have no file yet, in order; one directory listing."""
-        present = {path.name for path in (self.directory / "blocks").glob("*.npy")}
-        return [block for block in range(self.plan.num_blocks) if self.block_path(block).name not in present]
+        return np.flatnonzero(~self._published_B()).tolist()
 
-    def write_block(self, block: int, nll_N: np.ndarray, num_tokens_N: np.ndarray) -> None:
-        """Publish one block, atomically.
+    def write_block(self, block: int, nll_N: np.ndarray, num_tokens_N: np.ndarray) -> bool:
+        """Publish one block, unless it is there.
+
+        Args:
+            num_tokens_N: NOT_SCORED for a sequence that was left out, whose NLL must be 0.
+
+        Returns:
+            Whether it was published; False where another process was first, whose scores stay.
 
         Raises:
             NonFiniteScoreError: NaN or infinity; nothing is written.
+            FingerprintMismatchError: the directory has been started anew for something else.
+            InputError: it cannot be written; nothing half-written is visible.
         """
+        assert len(nll_N) == len(num_tokens_N) == len(self.plan.sequences(block))
         scores = np.empty(len(nll_N), SCORE_DTYPE)
         scores["nll"], scores["num_tokens"] = nll_N, num_tokens_N
         finite_N = np.isfinite(scores["nll"])
@@ -120,24 +141,41 @@ class ScoreStore:
                 f"sequence {self.plan.sequences(block)[first]} has an NLL of {nll_N[first]}: "
                 "the model or its precision is broken; nothing of its block was written"
             )
-        write_array(self.block_path(block), scores)
+        assert (scores["num_tokens"] >= NOT_SCORED).all()
+        assert not scores["nll"][scores["num_tokens"] == NOT_SCORED].any()
+        with _usable(self.directory):
+            self._check_identity()
+            (self.directory / BLOCKS).mkdir(exist_ok=True)
+            return write_once(self.block_path(block), encode_block(scores))
 
     def read_block(self, block: int) -> np.ndarray:
         """One block, (sequences,) of SCORE_DTYPE.
 
         Raises:
-            CorruptArtifactError: the file does not hold what the plan says.
+            CorruptArtifactError: the file does not hold what the plan and its checksum say.
         """
-        path = self.block_path(block)
-        try:
-            scores = np.load(path)
-        except (ValueError, EOFError, OSError) as error:
-            raise CorruptArtifactError(f"{path} cannot be read ({error}): delete it and score again") from None
-        if scores.dtype != SCORE_DTYPE or scores.shape != (len(self.plan.sequences(block)),):
-            raise CorruptArtifactError(
-                f"{path} holds {scores.shape} of {scores.dtype}, expected ({len(self.plan.sequences(block))},) of "
-                f"{SCORE_DTYPE}: delete it and score again"
-            )
+        return self.read(self.plan.sequences(block))
+
+    def read(self, sequences: range) -> np.ndarray:
+        """Scores of a run of sequences by global id, (sequences,) of SCORE_DTYPE; reads the blocks that hold them.
+
+        Raises:
+            CorruptArtifactError: a file does not hold what the plan and its checksum say.
+        """
+        assert sequences.step == 1
+        assert 0 <= sequences.start <= sequences.stop <= self.plan.num_sequences
+        scores = np.empty(len(sequences), SCORE_DTYPE)
+        with self._blocks_directory() as directory:
+            for block in self.plan.blocks_of(sequences):
+                there = self.plan.sequences(block)
+                start, stop = max(there.start, sequences.start), min(there.stop, sequences.stop)
+                wanted = scores[start - sequences.start : stop - sequences.start]
+                if len(wanted) == len(there):
+                    self._read_into(wanted, block, directory)
+                else:  # the first and the last may be wanted in part, but a checksum covers all
+                    whole = np.empty(len(there), SCORE_DTYPE)
+                    self._read_into(whole, block, directory)
+                    wanted[:] = whole[start - there.start : stop - there.start]
         return scores
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -146,55 +184,190 @@ class ScoreStore:
 
     def read_all(self) -> np.ndarray:
         """Scores of all sequences, (num_sequences,) of SCORE_DTYPE."""
-        return np.concatenate([np.empty(0, SCORE_DTYPE), *self.blocks()])
+        return self.read(range(self.plan.num_sequences))
 
     def require_complete(self) -> Manifest:
-        """The manifest of a finished store.
+        """The manifest of a finished store. From then on, what is read must have the checksums that it stands for.
+
+        Lists the directory and compares sizes; contents are checked when they are read, all of them by `verify`.
 
         Raises:
             InputError: blocks are missing.
+            CorruptArtifactError: a file of the store is not what the manifest or the plan says.
         """
         missing = self.missing_blocks()
         if missing or not manifest_path(self.directory).exists():
             raise InputError(
                 f"{self.directory} is incomplete: {len(missing)} of {self.plan.num_blocks} blocks are missing "
-                f"(first: {missing[0] if missing else 'none, only the manifest'}): run the same scoring command again"
+                f"(first: {missing[0] if missing else 'none, only the manifest'}): {_RUN_AGAIN}"
             )
-        return load_manifest(self.directory)
-
-    def finish(self, inputs: tuple[ArtifactInput, ...], versions: dict[str, str]) -> Manifest:
-        """Check every block and write the manifest; call it on one rank, once no block is missing."""
-        for leftover in (self.directory / "blocks").glob(f".*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)  # of a killed process
-        files, num_tokens = {}, 0
-        for block, scores in enumerate(self.blocks()):
-            path = self.block_path(block)
-            files[str(path.relative_to(self.directory))] = checksum_of(path)
-            num_tokens += int(scores["num_tokens"].sum(dtype=np.int64))
-        manifest = Manifest(
-            kind="scores",
-            fingerprint=digest_values(self.identity, files),
-            counts={"num_sequences": self.plan.num_sequences, "num_tokens": num_tokens},
-            settings=self.identity["settings"],
-            versions=versions,
-            inputs=inputs,
-            files=files,
-        )
-        manifest.write(self.directory)
+        manifest = load_manifest(self.directory)
+        if faults := [*self.manifest_faults(manifest), *self._size_faults()]:
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            raise CorruptArtifactError(f"{faults[0]}{more}")
+        self._recorded_B = self._load_checksums()
         return manifest
 
+    def manifest_faults(self, manifest: Manifest) -> list[str]:
+        """Whether identity, checksums and manifest belong together; one message a fault."""
+        faults = [f"{fault}: {_RUN_AGAIN}" for fault in verify_files(self.directory, manifest)]
+        return faults or self.fingerprint_faults(manifest)
 
-def _difference(there: Any, here: Any) -> str:
-    """The first value that differs, in a few words."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        key = next(key for key in {**there, **here} if there.get(key) != here.get(key))
-        return f"{key}: {_difference(there.get(key), here.get(key))}"
-    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        return next(_difference(a, b) for a, b in zip(there, here, strict=True) if a != b)
-    if isinstance(there, list) and isinstance(here, list):
-        return f"{len(there)} prefixes there, {len(here)} here"
-    return f"{_short(there)} there, {_short(here)} here"
+    def fingerprint_faults(self, manifest: Manifest) -> list[str]:
+        """Whether the manifest's fingerprint is that of the identity and of the checksums that it names."""
+        if manifest.fingerprint == (expected := self._fingerprint(manifest.files)):
+            return []
+        return [f"{self.directory} has fingerprint {expected}, its manifest says {manifest.fingerprint}: {_RUN_AGAIN}"]
+
+    def verify(self, advance: Callable[[int], object] = lambda num_bytes: None) -> dict[int, str]:
+        """Read every published block; about 1 GB/s where they are in the page cache.
+
+        Args:
+            advance: called with every number of bytes read, `num_bytes` in all.
+
+        Returns:
+            What is wrong, by block; a block that is not published is not wrong. Also blocks whose own checksum is right
+            but not the one that was recorded when the store was finished.
+        """
+        recorded_B = self._load_checksums() if (self.directory / CHECKSUMS).exists() else None
+        faults = {}
+        with self._blocks_directory() as directory:
+            for block in self.published_blocks():
+                scores = np.empty(len(self.plan.sequences(block)), SCORE_DTYPE)
+                try:
+                    self._read_into(scores, block, directory, recorded_B)
+                except CorruptArtifactError as error:
+                    faults[block] = str(error)
+                advance(self.plan.block_bytes(block))
+        return faults
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all blocks, published or not."""
+        if not self.plan.num_blocks:
+            return 0
+        last = self.plan.num_blocks - 1
+        return last * self.plan.block_bytes(0) + self.plan.block_bytes(last)
+
+    def finish(self, inputs: tuple[ArtifactInput, ...], versions: dict[str, str]) -> Manifest:
+        """Check every block and write the manifest, once no block is missing.
+
+        Jobs that finish at the same time write the same bytes. What dead processes left is removed, claims included.
+
+        Raises:
+            CorruptArtifactError: a block is damaged; the store stays unfinished.
+        """
+        checksums_B = np.zeros(self.plan.num_blocks, CHECKSUM_DTYPE)
+        num_scored = num_tokens = 0
+        self._recorded_B = None
+        with self._blocks_directory() as directory:
+            for block in range(self.plan.num_blocks):
+                scores = np.empty(len(self.plan.sequences(block)), SCORE_DTYPE)
+                checksums_B[block] = self._read_into(scores, block, directory)
+                scored_N = scores["num_tokens"] != NOT_SCORED
+                num_scored += int(scored_N.sum())
+                num_tokens += int(scores["num_tokens"].sum(where=scored_N, dtype=np.int64))
+        with _usable(self.directory):
+            write_array(self.directory / CHECKSUMS, checksums_B)
+            files = {name: checksum_of(self.directory / name) for name in (IDENTITY, CHECKSUMS)}
+            manifest = Manifest(
+                kind="scores",
+                fingerprint=self._fingerprint(files),
+                counts={
+                    "num_sequences": self.plan.num_sequences,
+                    "num_scored_sequences": num_scored,
+                    "num_tokens": num_tokens,
+                },
+                settings=self.identity["settings"],
+                versions=versions,
+                inputs=inputs,
+                files=files,
+            )
+            manifest.write(self.directory)
+        for leftover in (self.directory / BLOCKS).glob(f".*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)  # of a killed process, or of one whose block another has published
+        shutil.rmtree(self.directory / CLAIMS, ignore_errors=True)
+        return manifest
+
+    def _check_identity(self) -> None:
+        """Raise where another run has started the directory anew; the same bytes are compared once."""
+        path = self.directory / IDENTITY
+        if not path.exists() or (found := path.read_bytes()) != self._checked_identity:
+            require_equal(self.directory, read_identity(self.directory), self.identity)
+            self._checked_identity = found
+
+    def _fingerprint(self, files: dict[str, dict[str, Any]]) -> Fingerprint:
+        """Identity of the scores, from the manifest's `files`."""
+        if CHECKSUMS not in files:
+            raise CorruptArtifactError(f"{manifest_path(self.directory)} names no {CHECKSUMS}: {_RUN_AGAIN}")
+        return digest_values("scores", self.identity, files[CHECKSUMS]["blake2b"])
+
+    def _read_into(self, scores_N: np.ndarray, block: int, directory: int, recorded_B: np.ndarray | None = None) -> int:
+        """Read one block; returns its checksum, which must be the recorded one if there is any."""
+        checksum = read_block_into(scores_N, self.block_path(block), directory)
+        recorded_B = self._recorded_B if recorded_B is None else recorded_B
+        if recorded_B is not None and checksum != recorded_B[block]:
+            raise CorruptArtifactError(
+                f"{self.block_path(block)} is whole, but not the block that the store was finished with (its checksum "
+                f"is {checksum:08x}, {CHECKSUMS} says {recorded_B[block]:08x}): {REMEDY}"
+            )
+        return checksum
+
+    def _load_checksums(self) -> np.ndarray:
+        path = self.directory / CHECKSUMS
+        try:
+            checksums_B = np.load(path)
+        except (ValueError, EOFError, OSError) as error:
+            raise CorruptArtifactError(f"{path} cannot be read ({error}): delete it and {_RUN_AGAIN}") from None
+        if checksums_B.dtype != CHECKSUM_DTYPE or checksums_B.shape != (self.plan.num_blocks,):
+            raise CorruptArtifactError(
+                f"{path} holds {checksums_B.shape} of {checksums_B.dtype}, expected ({self.plan.num_blocks},) of "
+                f"{CHECKSUM_DTYPE}: delete it and {_RUN_AGAIN}"
+            )
+        return checksums_B
+
+    def _published_B(self) -> np.ndarray:
+        """Whether each block has a file, bool."""
+        published_B = np.zeros(self.plan.num_blocks, np.bool_)
+        try:
+            with os.scandir(self.directory / BLOCKS) as entries:
+                for entry in entries:
+                    stem = entry.name.removesuffix(".npy")
+                    if stem.isdecimal() and int(stem) < len(published_B) and entry.name == block_name(int(stem)):
+                        published_B[int(stem)] = True
+        except FileNotFoundError:
+            pass  # before the first block
+        return published_B
+
+    def _size_faults(self) -> list[str]:
+        faults = []
+        with self._blocks_directory() as directory:
+            for block in range(self.plan.num_blocks):
+                size_bytes = os.stat(block_name(block), dir_fd=directory).st_size
+                if size_bytes != self.plan.block_bytes(block):
+                    faults.append(wrong_size(self.block_path(block), size_bytes, self.plan.block_bytes(block)))
+        return faults
+
+    @contextmanager
+    def _blocks_directory(self) -> Iterator[int]:
+        """A descriptor of the directory of the blocks; before the first block of that above, which has none either."""
+        path = self.directory / BLOCKS
+        directory = os.open(path if path.is_dir() else self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield directory
+        finally:
+            os.close(directory)
 
 
-def _short(value: Any) -> str:
-    return value[:SHORT_HEX] if isinstance(value, str) and len(value) == 32 else str(value)
+def is_score_store(artifact: Path) -> bool:
+    """Whether a path is a directory of scores, started or finished."""
+    return (artifact / IDENTITY).is_file()
+
+
+@contextmanager
+def _usable(directory: Path) -> Iterator[None]:
+    try:
+        with named_in_errors(directory):
+            yield
+    except OSError as error:
+        raise unusable_path(error) from error

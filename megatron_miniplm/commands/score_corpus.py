@@ -1,20 +1,32 @@
 """Score every sequence of a Megatron corpus with a model: NLL sum and token count, in resumable blocks.
 
-A Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x DP.
+A Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x EP x DP. The model
+is a Megatron checkpoint, or a Hugging Face directory, which needs no other model flag:
+
+    torchrun --nproc-per-node 8 tools/score_corpus.py --load-hf Qwen1.5-1.8B \\
+        --tensor-model-parallel-size 2 --seq-length 1024 --micro-batch-size 16 \\
+        --miniplm-corpus data/pile_text_document --miniplm-scores scores/teacher
 
     torchrun --nproc-per-node 8 tools/score_corpus.py --load CKPT --use-checkpoint-args \\
-        --tensor-model-parallel-size 4 --seq-length 1024 --micro-batch-size 8 \\
-        --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
-        --miniplm-corpus data/pile_text_document --miniplm-scores scores/teacher
+        --seq-length 1024 --micro-batch-size 16 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
+        --miniplm-corpus data/pile_text_document --miniplm-scores scores/reference
+
+Jobs that are given the same directory share the work; a killed one is continued by the same command.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.manifest import is_prefix
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.mcore.cpu_flags import given_flags
+
+if TYPE_CHECKING:
+    from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
 
 #: Flags that Megatron's parser insists on and that mean nothing to scoring.
 UNUSED_BUT_REQUIRED = {"train_iters": 1, "lr": 1e-4}
@@ -27,11 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--miniplm-corpus", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories of views"
     )
     group.add_argument("--miniplm-scores", required=True, metavar="DIR", help="where the scores go; resumed if started")
+    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
     group.add_argument(
         "--miniplm-block-sequences",
         type=int,
         default=4096,
-        help="sequences of a block, the unit of work, of resuming and of files",
+        help="sequences of a block, the unit of work, of resuming and of files (default: 4096)",
     )
     group.add_argument(
         "--miniplm-window-overlap",
@@ -40,21 +53,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         metavar="TOKENS",
         help="context repeated between the windows of a sequence longer than --seq-length; default: a quarter of it",
     )
+    group.add_argument(
+        "--mask-eod", action="store_true", help="do not count predictions whose input is the end-of-document token"
+    )
+    group.add_argument(
+        "--score-first-token",
+        action="store_true",
+        help="put BOS before every sequence, so that its first counts",
+    )
+    group.add_argument(
+        "--bos-token-id", type=int, metavar="ID", help="of --score-first-token; default: the tokenizer's"
+    )
+    group.add_argument(
+        "--miniplm-any-tokenizer",
+        action="store_true",
+        help="score a corpus whose tokenizer has another fingerprint; its ids must mean the same",
+    )
+    group.add_argument(
+        "--sample-fraction",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="score a random part of all sequences",
+    )
+    group.add_argument("--sample-seed", type=int, default=0, metavar="SEED", help="of --sample-fraction (default: 0)")
     return parser
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse Megatron's flags and score."""
     from megatron_miniplm.mcore import program
-    from megatron_miniplm.mcore.cpu_flags import given_flags
 
-    sys.argv[1:] = argv
-    if "--tokenizer-model" in given_flags(argv):
-        # `--use-checkpoint-args` would put the checkpoint's tokenizer in place of the one given, without a word.
-        sys.argv.append("--no-use-tokenizer-model-from-checkpoint-args")
     with program.alike_on_all_ranks():
+        model = None
         if not {"-h", "--help"} & set(argv):
-            _check_paths(argv)
+            model = _check_paths(argv)
+        sys.argv[1:] = [*_model_flags(model, argv), *argv]
         program.prepare()
         args = program.parse(add_arguments, defaults=UNUSED_BUT_REQUIRED)
     if args.miniplm_window_overlap is None:
@@ -62,23 +96,48 @@ def run(argv: Sequence[str]) -> None:
     prefixes = expand_prefixes(args.miniplm_corpus)
     program.initialize()
     try:
+        from megatron_miniplm.commands.scored_model import scoring_setup
         from megatron_miniplm.scoring.engine import score_corpus
 
-        score_corpus(args, prefixes)
+        score_corpus(args, prefixes, *scoring_setup(args, model))
     finally:
         program.shut_down()
 
 
-def _check_paths(argv: Sequence[str]) -> None:
+def _model_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[str]:
+    """Megatron flags that go before the user's."""
+    if model is None:
+        # `--use-checkpoint-args` would put the checkpoint's tokenizer in place of the one given, without a word.
+        given = "--tokenizer-model" in given_flags(argv)
+        return ["--no-use-tokenizer-model-from-checkpoint-args"] if given else []
+    flags = [*model.megatron_flags(), *model.precision_flags(argv)]
+    if "--tokenizer-type" not in given_flags(argv):
+        flags += ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(model.vocab_size)]
+    return flags
+
+
+def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
     """Refuse what cannot work at once, not after the seconds that importing Megatron takes."""
-    from megatron_miniplm.mcore.models import checkpoint_directory
+    from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
 
     parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
-    checkpoint_directory(arguments.load)
+    if arguments.load is not None and arguments.load_hf is not None:
+        raise InputError("--load and --load-hf name two models: give one")
     for prefix in expand_prefixes(arguments.miniplm_corpus):
         if not is_prefix(prefix):
             raise InputError(f"{prefix}.idx does not exist: give the prefix of a .bin/.idx pair, without extension")
     if arguments.miniplm_block_sequences < 1:
         raise InputError(f"--miniplm-block-sequences {arguments.miniplm_block_sequences} must be at least 1")
+    if not 0 < arguments.sample_fraction <= 1:
+        raise InputError(f"--sample-fraction {arguments.sample_fraction} must lie in (0, 1]")
+    if arguments.load_hf is None:
+        from megatron_miniplm.mcore.models import checkpoint_directory
+
+        checkpoint_directory(arguments.load)
+        return None
+    model = HuggingFaceModel.open(arguments.load_hf)
+    model.refuse_contradictions(argv)
+    model.check_tensors()
+    return model

@@ -1,4 +1,14 @@
-"""Show the progress of a directory of scores, or export a finished one for DuckDB, Polars or pandas."""
+"""Show how far a directory of scores is and who works on it, prove that it is intact, or export it.
+
+While it is unfinished: the blocks that are missing, the processes that score them, and when they will be done at the
+speed of the blocks that were published last.
+
+--verify reads every block and compares it with its checksum; it names those that are damaged and exits with 2.
+
+--to-parquet writes one row a sequence of a finished store, for DuckDB, Polars or pandas: prefix, sequence (from 0 in
+each prefix), nll (sum, nats) and num_tokens (-1 where a sampled run left it out); and where the corpus has a sidecar
+also the id and the domain of the document, in chunk mode of the first document that the sequence has a piece of.
+"""
 
 import argparse
 import json
@@ -7,78 +17,178 @@ from typing import Any
 
 import numpy as np
 
-from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.artifacts.heartbeats import Holder, in_flight
+from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
+from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
+from megatron_miniplm.commands.scores_speed import recent_speed
+from megatron_miniplm.errors import CorruptArtifactError, InputError
+from megatron_miniplm.progress import Progress, scaled
+
+_SHOWN_RUNS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR")
-    parser.add_argument(
-        "--to-parquet", type=Path, metavar="FILE", help="write columns prefix, sequence, nll (sum, nats), num_tokens"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--verify", action="store_true", help="check all checksums; reads all of the scores")
+    parser.add_argument("--to-parquet", type=Path, metavar="FILE", help="write one row a sequence")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Print the report to stdout.
+
+    Raises:
+        InputError: no directory of scores, or to be exported and unfinished.
+        CorruptArtifactError: a block is damaged; under `--verify`, after all of them were printed.
+    """
     store = ScoreStore.open(arguments.directory)
-    if arguments.to_parquet:
+    faults: list[str] = []
+    damaged: dict[int, str] = {}
+    if arguments.verify:
+        with Progress(store.num_bytes, "B") as progress:
+            damaged = store.verify(progress.advance)
+        if manifest_path(store.directory).exists():
+            faults = store.manifest_faults(load_manifest(store.directory))
+        faults += damaged.values()
+    elif arguments.to_parquet:
         store.require_complete()
-        write_parquet(store, arguments.to_parquet)
-    status = describe(store)
-    if arguments.json:
-        print(json.dumps(status, indent=2))
-        return
-    done = status["num_blocks"] - status["num_missing_blocks"]
-    print(f"{store.directory}: {done} of {status['num_blocks']} blocks, {status['num_sequences']:,} sequences")
-    if status["mean_nll"] is not None:
-        print(f"{status['num_tokens']:,} scored tokens, {status['mean_nll']:.4f} nats a token")
-    if arguments.to_parquet:
-        print(f"wrote {arguments.to_parquet}")
+    with Progress(store.num_bytes, "B") as progress:
+        status = describe(store, damaged, progress)
+    if arguments.verify:
+        status["faults"] = faults
+    if arguments.to_parquet and not faults:
+        _export(store, arguments.to_parquet)
+        status["wrote"] = str(arguments.to_parquet)
+    print(json.dumps(status, indent=2) if arguments.json else "\n".join(_lines(store, status)))
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise CorruptArtifactError(f"{faults[0]}{more}")
 
 
-def describe(store: ScoreStore) -> dict[str, Any]:
-    """Counts and the mean NLL over the finished blocks."""
+def describe(
+    store: ScoreStore, damaged: dict[int, str] | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """What is there, what is missing, who works on it, and the mean NLL.
+
+    Args:
+        damaged: blocks that must not be read; they count as published.
+
+    Raises:
+        CorruptArtifactError: another block is damaged.
+    """
     missing = store.missing_blocks()
-    nll, num_tokens = 0.0, 0
-    for block in sorted(set(range(store.plan.num_blocks)) - set(missing)):
-        scores = store.read_block(block)
-        nll += float(scores["nll"].sum(dtype=np.float64))
-        num_tokens += int(scores["num_tokens"].sum(dtype=np.int64))
+    absent = set(missing)
+    nll, num_tokens, num_published, num_not_scored = 0.0, 0, 0, 0
+    for block in range(store.plan.num_blocks):
+        if block not in absent and block not in (damaged or {}):
+            scores = store.read_block(block)
+            scored_N = scores["num_tokens"] != NOT_SCORED
+            nll += float(scores["nll"].sum(dtype=np.float64))
+            num_tokens += int(scores["num_tokens"].sum(where=scored_N, dtype=np.int64))
+            num_published += len(scores)
+            num_not_scored += len(scores) - int(scored_N.sum())
+        if progress is not None:
+            progress.advance(store.plan.block_bytes(block))
+    workers = _workers([holder for holder in in_flight(store.directory) if holder.block in absent])
+    working = any(worker["alive"] for worker in workers)
+    speed = recent_speed(store) if working and not damaged else None
+    num_left = sum(len(store.plan.sequences(block)) for block in missing)
     return {
         "num_sequences": store.plan.num_sequences,
+        "num_published_sequences": num_published,
+        "num_not_scored_sequences": num_not_scored,
         "num_blocks": store.plan.num_blocks,
         "num_missing_blocks": len(missing),
+        "missing_blocks": runs_of(missing),
         "num_tokens": num_tokens,
         "mean_nll": nll / num_tokens if num_tokens else None,
+        "finished": not missing and manifest_path(store.directory).exists(),
+        "tokens_per_second": speed.tokens_per_second if speed else None,
+        "seconds_left": num_left / speed.sequences_per_second if speed else None,
+        "workers": workers,
     }
 
 
-def write_parquet(store: ScoreStore, path: Path) -> None:
-    """One row a sequence, one row group a block; `sequence` counts from 0 in each prefix."""
-    import pyarrow as pa
-    from pyarrow import parquet
+def runs_of(blocks: list[int]) -> list[list[int]]:
+    """Ascending numbers as [first, last] of each run without a gap."""
+    if not blocks:
+        return []
+    blocks_B = np.array(blocks)
+    breaks = np.flatnonzero(np.diff(blocks_B) != 1)
+    firsts = blocks_B[np.concatenate(([0], breaks + 1))]
+    lasts = blocks_B[np.concatenate((breaks, [-1]))]
+    return [[int(first), int(last)] for first, last in zip(firsts, lasts, strict=True)]
 
-    from megatron_miniplm.artifacts.atomic import atomic_output
 
-    corpus = store.identity["corpus"]
-    stops = np.cumsum([prefix["num_sequences"] for prefix in corpus])
-    starts = stops - [prefix["num_sequences"] for prefix in corpus]
-    names = pa.array([prefix["name"] for prefix in corpus])
-    schema = pa.schema(
-        [
-            ("prefix", pa.dictionary(pa.int32(), pa.string())),
-            ("sequence", pa.int64()),
-            ("nll", pa.float32()),
-            ("num_tokens", pa.int32()),
-        ]
-    )
-    with atomic_output(path) as stream, parquet.ParquetWriter(stream, schema) as writer:
-        for block, scores in enumerate(store.blocks()):
-            ids = np.asarray(store.plan.sequences(block))
-            prefix = np.searchsorted(stops, ids, side="right").astype(np.int32)
-            columns = [
-                pa.DictionaryArray.from_arrays(pa.array(prefix), names),
-                pa.array(ids - starts[prefix]),
-                pa.array(scores["nll"]),
-                pa.array(scores["num_tokens"]),
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+def _workers(holders: list[Holder]) -> list[dict[str, Any]]:
+    """One entry a process, the living first."""
+    by_owner: dict[str, list[Holder]] = {}
+    for holder in holders:
+        by_owner.setdefault(holder.owner.name if holder.owner else "", []).append(holder)
+    workers = []
+    for held in by_owner.values():
+        owner = held[0].owner
+        workers.append(
+            {
+                "host": owner.host if owner else None,
+                "pid": owner.pid if owner else None,
+                "job": owner.job if owner else None,
+                "since": owner.since if owner else None,
+                "alive": held[0].alive,
+                "blocks": [holder.block for holder in held],
+            }
+        )
+    return sorted(workers, key=lambda worker: not worker["alive"])
+
+
+def _export(store: ScoreStore, path: Path) -> None:
+    try:
+        from megatron_miniplm.commands.scores_parquet import write_parquet
+    except ImportError as error:
+        raise InputError(f"--to-parquet needs pyarrow ({error}): pip install pyarrow") from None
+    with Progress(store.plan.num_sequences, " sequences") as progress:
+        write_parquet(store, path, progress.advance)
+
+
+def _lines(store: ScoreStore, status: dict[str, Any]) -> list[str]:
+    done = status["num_blocks"] - status["num_missing_blocks"]
+    sequences = f"{status['num_published_sequences']:,} of {status['num_sequences']:,} sequences"
+    lines = [f"{store.directory}: {done} of {status['num_blocks']} blocks, {sequences}"]
+    if status["num_not_scored_sequences"]:
+        lines[0] += f" ({status['num_not_scored_sequences']:,} of them left out by sampling)"
+    if status["mean_nll"] is not None:
+        lines.append(f"{status['num_tokens']:,} scored tokens, {status['mean_nll']:.4f} nats a token")
+    if status["tokens_per_second"] is not None:
+        rate, left = scaled(status["tokens_per_second"], " tokens"), duration(status["seconds_left"])
+        lines.append(f"{rate}/s lately, about {left} left")
+    if status["missing_blocks"]:
+        lines.append(f"missing: {_written(status['missing_blocks'])}")
+    elif not status["finished"]:
+        lines.append("all blocks are there, but no manifest: run the same scoring command again")
+    for worker in status["workers"]:
+        job = f" (job {worker['job']})" if worker["job"] else ""
+        who = f"{worker['host']} pid {worker['pid']}{job}" if worker["host"] else "of an unknown process"
+        state = "working" if worker["alive"] else "dead (the next that is free takes over)"
+        lines.append(f"{state}: {who}: {_written(runs_of(worker['blocks']))}")
+    if "wrote" in status:
+        lines.append(f"wrote {status['wrote']}")
+    if "faults" in status:
+        lines += status["faults"] or ["all checksums agree"]
+    return lines
+
+
+def _written(runs: list[list[int]]) -> str:
+    """The first runs of blocks, and how many more there are."""
+    shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs[:_SHOWN_RUNS])
+    num_more = sum(last - first + 1 for first, last in runs[_SHOWN_RUNS:])
+    return shown + (f" and {num_more} more" if num_more else "")
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units that matter."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if hours < 1:
+        return f"{minutes:.0f} min"
+    return f"{int(hours)} h {int(minutes) % 60} min" if hours < 48 else f"{int(hours) // 24} d {int(hours) % 24} h"

@@ -71,6 +71,8 @@ def model_provider(
         model_config = argument_utils.hybrid_config_from_args(args, config)
     elif hasattr(argument_utils, "gpt_config_from_args"):
         model_config = argument_utils.gpt_config_from_args(args, config)
+        # Megatron's function forgets --rope-scaling-factor (training/argument_utils.py:464): all models would have 8.
+        model_config.rope_scaling_factor = args.rope_scaling_factor
     else:
         return _build_gpt_without_builder(args, config, pre_process, post_process, vp_stage, groups)
     builder = model_config.get_builder_cls()(model_config)
@@ -110,13 +112,15 @@ def _build_gpt_without_builder(
         rotary_percent=args.rotary_percent,
         rotary_base=args.rotary_base,
         rope_scaling=args.use_rope_scaling,
+        rope_scaling_factor=args.rope_scaling_factor,
+        seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
         vp_stage=vp_stage,
         pg_collection=groups,
     )
 
 
 def load_for_scoring(args: argparse.Namespace) -> list[Any]:
-    """Build the model that the flags describe and load `--load` into it, resharded to this TP x PP layout.
+    """Build the model that the flags describe and fill it from `--load-hf` or `--load`, for this rank's part of it.
 
     Returns:
         The model chunks of this rank (several only with virtual pipeline stages), in evaluation mode.
@@ -129,9 +133,16 @@ def load_for_scoring(args: argparse.Namespace) -> list[Any]:
 
     args.no_load_optim = args.no_load_rng = True
     args.exit_on_missing_checkpoint = True
+    args.perform_initialization = False  # random numbers for billions of weights that are overwritten at once
     chunks = get_model(model_provider, wrap_with_ddp=False)
-    with megatron_errors(f"the checkpoint {args.load} with these flags (--use-checkpoint-args takes its own)"):
-        load_checkpoint(chunks, None, None)
+    if getattr(args, "load_hf", None):
+        from megatron_miniplm.mcore.huggingface.loading import load_weights
+        from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
+
+        load_weights(chunks, HuggingFaceModel.open(Path(args.load_hf)))
+    else:
+        with megatron_errors(f"the checkpoint {args.load} with these flags (--use-checkpoint-args takes its own)"):
+            load_checkpoint(chunks, None, None)
     for chunk in chunks:
         chunk.eval()
     return chunks
@@ -164,6 +175,8 @@ def take_output_weight(chunk: Any) -> Any:
     tied = model.share_embeddings_and_output_weights
     weight = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
     model.post_process = False
+    if getattr(model, "mtp_process", False):
+        model.mtp_process = False  # layers that predict further tokens have no part in a score
     return weight.detach()
 
 
@@ -218,12 +231,31 @@ def take_architecture(args: argparse.Namespace, directory: Path) -> None:
 
 def _trained_architecture(directory: Path) -> dict[str, Any]:
     """The part of `ARCHITECTURE` that a checkpoint records; nothing in the legacy format, which keeps no such file."""
+    trained = _recorded_args(directory)
+    return {name: getattr(trained, name) for name in ARCHITECTURE if hasattr(trained, name)}
+
+
+def recorded_vocab_size(directory: Path) -> int | None:
+    """Rows of the vocabulary that are real, if a checkpoint says so: `convert-checkpoint` and `--vocab-size` leave it.
+
+    Megatron's own checkpoints know the padded size only, unless the tokenizer's size was a flag.
+    """
+    return getattr(_recorded_args(directory), "vocab_size", None)
+
+
+def recorded_precision_flags(directory: Path) -> list[str]:
+    """`--bf16` or `--fp16` as a checkpoint was saved, which `--use-checkpoint-args` leaves out; none for float32."""
+    recorded = _recorded_args(directory)
+    return [f"--{name}" for name in ("bf16", "fp16") if getattr(recorded, name, False)]
+
+
+def _recorded_args(directory: Path) -> argparse.Namespace | None:
+    """The args that a `torch_dist` checkpoint was saved with; None for the legacy format."""
     from megatron.core import dist_checkpointing
 
     if not dist_checkpointing.check_is_distributed_checkpoint(str(directory)):
-        return {}
-    trained = dist_checkpointing.load_common_state_dict(str(directory)).get("args")
-    return {name: getattr(trained, name) for name in ARCHITECTURE if hasattr(trained, name)}
+        return None
+    return dist_checkpointing.load_common_state_dict(str(directory)).get("args")
 
 
 def architecture(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,55 +1,67 @@
-"""The scoring run: missing blocks, dealt to the replicas, through the model, to the store."""
+"""The scoring run: identity and store, the model, every replica's work, and the end of the store."""
 
 import argparse
 import importlib.metadata
-import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from enum import IntEnum
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
+import numpy as np
 import torch.distributed
-from megatron.core import mpu
-from megatron.training import get_tokenizer
+from megatron.training import get_tensorboard_writer
 
+from megatron_miniplm.artifacts.claims import Claims
 from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of
 from megatron_miniplm.artifacts.scores import ScoreStore
-from megatron_miniplm.errors import InputError, Interrupted
+from megatron_miniplm.errors import Interrupted, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.mcore import models, program
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.scoring.dispatch import Dispatch
+from megatron_miniplm.scoring.flops import peak_flops
+from megatron_miniplm.scoring.identity import ScoredModel, TokenizerIdentity, identity_of
 from megatron_miniplm.scoring.pool import Pool
+from megatron_miniplm.scoring.rows import ScoringRules
+from megatron_miniplm.scoring.sample import is_sampled
 from megatron_miniplm.scoring.scorer import Scorer
+from megatron_miniplm.scoring.stopping import StopRequest
+from megatron_miniplm.scoring.watch import Watch
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-
-def score_corpus(args: argparse.Namespace, prefixes: Sequence[Path]) -> None:
-    """Score every sequence of `prefixes` that the store lacks, and finish the store when none is left.
+def score_corpus(
+    args: argparse.Namespace,
+    prefixes: Sequence[Path],
+    model: ScoredModel,
+    tokenizer: TokenizerIdentity,
+    rules: ScoringRules,
+) -> None:
+    """Score every sequence of `prefixes` that the store lacks; whoever scores the last one finishes the store.
 
     Args:
-        args: Megatron's, validated and initialised, with our `miniplm_*` flags.
+        args: Megatron's, validated and initialised, with our flags.
         prefixes: of the corpus, in the order that defines the global sequence ids.
+        model: what `models.load_for_scoring` will load.
+        tokenizer: that of the flags.
+        rules: how sequences meet the model.
 
     Raises:
-        MiniPLMError: the corpus, the checkpoint or the store cannot be used, or a signal asked to stop (`Interrupted`).
+        MiniPLMError: the corpus, the model or the store cannot be used, a score is not finite, or a signal asked to
+            stop (`Interrupted`).
     """
     directory = Path(args.miniplm_scores)
-    vocab_size = get_tokenizer().vocab_size
-    checkpoint = models.checkpoint_directory(args.load)
-    if args.use_checkpoint_args:
-        models.take_architecture(args, checkpoint)
-    identity = program.on_rank_zero(lambda: _identity(args, prefixes, checkpoint, vocab_size))
+    identity = program.on_rank_zero(lambda: identity_of(args, prefixes, model, tokenizer, rules))
     missing = program.on_rank_zero(lambda: ScoreStore.create_or_resume(directory, identity).missing_blocks())
     store = ScoreStore(directory, identity)
     program.say_once(
         f"{store.plan.num_sequences:,} sequences in {store.plan.num_blocks} blocks, {len(missing)} of them to be scored"
     )
     if missing:
-        scorer = Scorer(args, models.load_for_scoring(args), vocab_size)
-        _score_blocks(store, scorer, Pool([IndexedCorpus.open(prefix) for prefix in prefixes]), missing)
+        chunks = models.load_for_scoring(args)
+        pool = Pool([IndexedCorpus.open(prefix) for prefix in prefixes])
+        fill_store(store, Scorer(args, chunks, model.vocab_size, rules, pool), pool, missing, _chooser(args))
     inputs = (
-        input_of("model", checkpoint, identity["model"]["weights"], relative_to=directory),
+        input_of("model", model.path, model.weights, relative_to=directory),
         *(
             input_of("corpus", prefix, corpus["fingerprint"], relative_to=directory)
             for prefix, corpus in zip(prefixes, identity["corpus"], strict=True)
@@ -58,99 +70,72 @@ def score_corpus(args: argparse.Namespace, prefixes: Sequence[Path]) -> None:
     program.on_rank_zero(lambda: _finish(store, inputs))
 
 
-def _identity(args: argparse.Namespace, prefixes: Sequence[Path], checkpoint: Path, vocab_size: int) -> dict[str, Any]:
-    """What is scored with what. The layout (TP, PP, DP) and the micro-batch size are not part of it."""
-    models.check_architecture(args, checkpoint)
-    corpora = [IndexedCorpus.open(prefix) for prefix in prefixes]
-    for corpus in corpora:
-        _check_vocabulary(corpus, vocab_size)
-    if not any(len(corpus) for corpus in corpora):
-        raise InputError("the corpus has no sequences")
-    fingerprints = [corpus.verified_fingerprint() for corpus in corpora]
-    if len(set(fingerprints)) < len(fingerprints):
-        twins = [
-            str(prefix) for prefix, found in zip(prefixes, fingerprints, strict=True) if fingerprints.count(found) > 1
-        ]
-        raise InputError(f"{' and '.join(twins)} are the same corpus: give each once")
-    return {
-        "model": {"weights": models.weights_fingerprint(checkpoint), "architecture": models.architecture(args)},
-        "corpus": [
-            {"name": corpus.prefix.name, "fingerprint": found, "num_sequences": len(corpus)}
-            for corpus, found in zip(corpora, fingerprints, strict=True)
-        ],
-        "settings": {
-            "block_sequences": args.miniplm_block_sequences,
-            "context_tokens": args.seq_length,
-            "window_overlap_tokens": args.miniplm_window_overlap,
-            "vocab_size": vocab_size,
-            "precision": str(args.params_dtype).removeprefix("torch."),
-        },
-    }
+def _chooser(args: argparse.Namespace) -> Callable[[range], np.ndarray] | None:
+    if args.sample_fraction == 1:
+        return None
+    return partial(is_sampled, fraction=args.sample_fraction, seed=args.sample_seed)
 
 
-def _check_vocabulary(corpus: IndexedCorpus, vocab_size: int, num_probed: int = 256) -> None:
-    """Refuse a corpus of another tokenizer, as far as its token ids show it in evenly spaced sequences."""
-    step = max(1, len(corpus) // num_probed)
-    for index in range(0, len(corpus), step):
-        tokens = corpus.sequence(index)
-        if len(tokens) and (int(tokens.max()) >= vocab_size or int(tokens.min()) < 0):
-            raise InputError(
-                f"{corpus.prefix}: sequence {index} holds token {int(tokens.max())}, the tokenizer has {vocab_size}: "
-                "give the tokenizer that the corpus was made with"
-            )
-
-
-def _score_blocks(store: ScoreStore, scorer: Scorer, pool: Pool, missing: Sequence[int]) -> None:
-    """Score this replica's share of the missing blocks; stops between two blocks when a signal has come.
+def fill_store(
+    store: ScoreStore,
+    scorer: Scorer,
+    pool: Pool,
+    missing: Sequence[int],
+    choose: Callable[[range], np.ndarray] | None,
+) -> None:
+    """Let every replica work until the store is full.
 
     Raises:
         Interrupted: on every rank, when any rank was told to stop.
     """
-    stop = _StopRequest()
-    mine = blocks_of_replica(missing, mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size())
-    num_replicas = mpu.get_data_parallel_world_size()  # the others are taken to be as fast as rank 0's
-    num_tokens = sum(int(pool.lengths(store.plan.sequences(block)).sum()) for block in missing)
-    with Progress(num_tokens, " tokens", visible=torch.distributed.get_rank() == 0) as progress:
-        for block in mine:
-            sequences = store.plan.sequences(block)
-            nll_N, num_tokens_N = scorer.score(pool, sequences)
-            if scorer.is_last_stage and mpu.get_tensor_model_parallel_rank() == 0:
-                store.write_block(block, nll_N, num_tokens_N)
-            progress.advance(int(pool.lengths(sequences).sum()) * num_replicas)
-            if stop.agreed(mpu.get_model_parallel_group()):
-                break
-    if stop.agreed(None):
+    stop = StopRequest()
+    is_visible = torch.distributed.get_rank() == 0
+    tensorboard = get_tensorboard_writer()  # on the last rank, where --tensorboard-dir is given
+    tokens_of_missing = {}
+    if is_visible or tensorboard is not None:
+        tokens_of_missing = {block: _num_tokens(pool, store.plan.sequences(block), choose) for block in missing}
+    watch = Watch(store, tokens_of_missing, visible=is_visible, tensorboard=tensorboard, peak_flops=peak_flops())
+    error: MiniPLMError | None = None
+    try:
+        with watch, Claims(store.directory) if scorer.replica.is_writer else nullcontext() as claims:
+            Dispatch(store, scorer, pool, claims, stop, watch, choose).run()
+            watch.look(scorer.num_flops)
+    except MiniPLMError as found:
+        error = found
+        stop.make()
+    _leave_together(store, error, stop)
+
+
+class _Outcome(IntEnum):
+    DONE = 0
+    STOPPED = 1
+    FAILED = 2
+
+
+def _leave_together(store: ScoreStore, error: MiniPLMError | None, stop: StopRequest) -> None:
+    """Wait until every replica has left its loop, and raise on all ranks what happened on any; a collective call."""
+    mine = _Outcome.FAILED if error is not None else _Outcome.STOPPED if stop.came_by_signal else _Outcome.DONE
+    outcome = torch.tensor(mine, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(outcome, op=torch.distributed.ReduceOp.MAX)
+    if error is not None:
+        raise error
+    if outcome == _Outcome.FAILED:
+        elsewhere = MiniPLMError("another rank failed")
+        elsewhere.reported_elsewhere = True
+        raise elsewhere
+    if outcome == _Outcome.STOPPED and program.on_rank_zero(store.missing_blocks):
         with program.alike_on_all_ranks():
             raise Interrupted("told to stop; all finished blocks are kept, the same command continues")
 
 
-def blocks_of_replica(missing: Sequence[int], replica: int, num_replicas: int) -> Sequence[int]:
-    """Deal the missing blocks to the data-parallel replicas in turn."""
-    return missing[replica::num_replicas]
+def _num_tokens(pool: Pool, sequences: range, choose: Callable[[range], np.ndarray] | None) -> int:
+    lengths_N = pool.lengths(sequences)
+    return int(lengths_N.sum() if choose is None else lengths_N[choose(sequences)].sum())
 
 
 def _finish(store: ScoreStore, inputs: tuple[ArtifactInput, ...]) -> None:
     versions = {name: importlib.metadata.version(name) for name in ("megatron-core", "torch")}
-    manifest = store.finish(inputs, versions)
-    counts = manifest.counts
+    counts = store.finish(inputs, versions).counts
     program.say_once(
         f"{store.directory}: {counts['num_sequences']:,} sequences, {counts['num_tokens']:,} scored tokens"
     )
-
-
-class _StopRequest:
-    """Remembers a stop signal until all ranks that must act on it have heard of it."""
-
-    def __init__(self) -> None:
-        self._received = False
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: object) -> None:
-        self._received = True
-
-    def agreed(self, group: torch.distributed.ProcessGroup | None) -> bool:
-        """Whether any rank of the group (None: of the world) was told to stop; a collective call."""
-        flag = torch.tensor([int(self._received)], device=torch.cuda.current_device())
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=group)
-        return bool(flag.item())

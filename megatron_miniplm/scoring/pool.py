@@ -15,10 +15,15 @@ class Pool:
     def __len__(self) -> int:
         return int(self._stops[-1])
 
+    def locate(self, index: int) -> tuple[IndexedCorpus, int]:
+        """The corpus of the sequence with this global id, and its index there."""
+        corpus = int(np.searchsorted(self._stops, index, side="right"))
+        return self.corpora[corpus], index - int(self._stops[corpus]) + len(self.corpora[corpus])
+
     def sequence(self, index: int) -> np.ndarray:
         """Tokens of the sequence with this global id."""
-        corpus = int(np.searchsorted(self._stops, index, side="right"))
-        return self.corpora[corpus].sequence(index - int(self._stops[corpus]) + len(self.corpora[corpus]))
+        corpus, local_index = self.locate(index)
+        return corpus.sequence(local_index)
 
     def lengths(self, sequences: range) -> np.ndarray:
         """Tokens of each of a run of sequences, int64."""

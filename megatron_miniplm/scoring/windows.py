@@ -1,4 +1,4 @@
-"""Sequences as windows that fit the context; every token but the first is scored exactly once."""
+"""Sequences as windows that fit the context; every prediction counts exactly once."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ def cut_windows(lengths_N: np.ndarray, *, context_tokens: int, overlap_tokens: i
     Sequences of fewer than two tokens have nothing to score and get no window.
 
     Args:
-        lengths_N: tokens of each sequence.
+        lengths_N: tokens of each sequence, with the BOS token where one is put before it.
         context_tokens: most tokens that the model is fed at once.
         overlap_tokens: repeated between neighbouring windows, less than the context.
     """

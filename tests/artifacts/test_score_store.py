@@ -1,16 +1,25 @@
 import copy
+import errno
+import os
+import re
+import threading
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from megatron_runs import directory_bytes, write_corpus
 from score_stores import VERSIONS, identity_of, write_scores
 
-from megatron_miniplm.artifacts import load_manifest
+from megatron_miniplm.artifacts import digest_values, load_manifest
+from megatron_miniplm.artifacts.claims import Claims
 from megatron_miniplm.artifacts.manifest import verify_files
-from megatron_miniplm.artifacts.scores import SCORE_DTYPE, BlockPlan, ScoreStore
+from megatron_miniplm.artifacts.scores import NOT_SCORED, SCORE_DTYPE, BlockPlan, ScoreStore
 from megatron_miniplm.errors import (
     CorruptArtifactError,
     FingerprintMismatchError,
@@ -19,6 +28,7 @@ from megatron_miniplm.errors import (
     NonFiniteScoreError,
 )
 from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.inspection import find_faults
 
 LENGTHS = [4, 0, 2, 1, 3, 6, 2]  # seven sequences: blocks of 3, 3 and 1
 NLL = [3.5, 0.0, 1.25, 0.0, 2.5, 9.0, 0.75]
@@ -133,35 +143,248 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+REMEDY = "delete it and run the same scoring command again"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate, r"blocks/00000001.npy cannot be read \(.*\): delete it and score again"),
-        (lambda path: path.write_bytes(b""), r"blocks/00000001.npy cannot be read \(.*\): delete it and score again"),
-        (
-            lambda path: path.write_text("not an array"),
-            r"00000001.npy cannot be read \(.*\): delete it and score again",
-        ),
-        (
-            lambda path: np.save(path, np.zeros(2, SCORE_DTYPE)),
-            r"holds \(2,\) of .*, expected \(3,\) of .*: delete it and score again",
-        ),
-        (lambda path: np.save(path, np.zeros(3)), r"holds \(3,\) of float64, expected \(3,\) of .*: delete it and "),
+        (truncate, "has 281 bytes, expected 284"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "has 285 bytes, expected 284"),
+        (lambda path: path.write_bytes(b""), "has 0 bytes, expected 284"),
+        (Path.unlink, r"cannot be read \(No such file or directory\)"),
+        (lambda path: np.save(path, np.zeros(3, SCORE_DTYPE)), "has 152 bytes, expected 284"),  # of format 1
+        (lambda path: flip(path, 60), r"does not hold \(3,\) of .*nll.* and a checksum"),
+        (lambda path: flip(path, 200), r"does not hold \(3,\) of .*nll.* and a checksum"),
+        (lambda path: flip(path, 130), r"has changed since it was written \(checksum [0-9a-f]{8}, expected .*\)"),
+        (lambda path: flip(path, 283), r"has changed since it was written \(checksum [0-9a-f]{8}, expected .*\)"),
     ],
 )
 def test_a_damaged_block_is_named(finished: ScoreStore, damage: Callable[[Path], object], message: str) -> None:
     damage(finished.block_path(1))
     assert finished.read_block(0)["nll"].tolist() == NLL[:3]
+    with pytest.raises(CorruptArtifactError, match=f"^{finished.block_path(1)} {message}: {REMEDY}$"):
+        finished.read_all()
+
+
+def test_every_byte_of_a_block_counts(finished: ScoreStore) -> None:
+    for position in range(finished.plan.block_bytes(1)):
+        flip(finished.block_path(1), position)
+        assert list(finished.verify()) == [1], position
+        flip(finished.block_path(1), position)
+    assert finished.verify() == {}
+
+
+def test_block_bytes_are_those_of_the_format_page(tmp_path: Path) -> None:
+    """A block of two sequences, as docs/formats.md shows it."""
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    digits = re.search(r"A block of two sequences.*?```\n(.*?)```", page, re.DOTALL)
+    assert digits is not None
+    shown = bytes.fromhex(re.sub("#.*", "", digits[1]))
+    identity = {"model": {}, "corpus": [{"num_sequences": 2}], "settings": {"block_sequences": 2}}
+    store = ScoreStore.create_or_resume(tmp_path, identity)
+    store.write_block(0, np.array([3.5, 0.0]), np.array([3, NOT_SCORED]))
+    assert store.block_path(0).read_bytes() == shown
+    with open(store.block_path(0), "rb") as stream:
+        assert np.load(stream).tolist() == [(3.5, 3), (0.0, -1)]
+        signed_bytes = stream.tell()
+        assert np.load(stream).tolist() == [zlib.crc32(shown[:signed_bytes])]
+        assert stream.read() == b""
+
+
+def test_short_reads_are_continued(finished: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems give less than they are asked for."""
+    readv = os.readv
+    monkeypatch.setattr(os, "readv", lambda descriptor, buffers: readv(descriptor, [buffers[0][:7]]))
+    assert finished.read_all()["nll"].tolist() == NLL
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bounds=st.tuples(st.integers(0, 7), st.integers(0, 7)).map(sorted))
+def test_any_run_of_sequences_can_be_read(finished: ScoreStore, bounds: list[int]) -> None:
+    start, stop = bounds
+    assert finished.read(range(start, stop)).tolist() == finished.read_all().tolist()[start:stop]
+
+
+def test_a_partial_read_checks_the_whole_block(finished: ScoreStore) -> None:
+    flip(finished.block_path(1), 128)  # sequence 3
+    with pytest.raises(CorruptArtifactError, match="has changed"):
+        finished.read(range(5, 7))
+    assert finished.read(range(0, 3))["nll"].tolist() == NLL[:3]
+
+
+def test_verify_names_all_that_is_damaged_and_counts_bytes(finished: ScoreStore) -> None:
+    advanced: list[int] = []
+    assert finished.verify(advanced.append) == {}
+    sizes = [path.stat().st_size for path in finished.block_path(0).parent.iterdir()]
+    assert sum(advanced) == finished.num_bytes == sum(sizes)
+    flip(finished.block_path(0), 130)
+    truncate(finished.block_path(2))
+    faults = finished.verify()
+    assert list(faults) == [0, 2]
+    assert all(fault.startswith(f"{finished.block_path(block)} has ") for block, fault in faults.items())
+
+
+def test_a_block_of_another_store_is_found(finished: ScoreStore, corpus: IndexedCorpus, tmp_path: Path) -> None:
+    other = write_scores(tmp_path / "elsewhere" / "teacher", [corpus], [*NLL[:-1], 0.875])
+    finished.block_path(2).write_bytes(other.block_path(2).read_bytes())
+    message = r"00000002.npy is whole, but not the block that the store was finished with \(.*, checksums.npy says"
+    assert re.search(message, finished.verify()[2])
+    finished.require_complete()  # sizes only, but from now on reads compare
     with pytest.raises(CorruptArtifactError, match=message):
         finished.read_all()
+    finished.finish((), VERSIONS)  # what the same scoring command does
+    assert finished.verify() == {}
+    assert finished.require_complete().fingerprint == other.require_complete().fingerprint
 
 
 def test_a_damaged_block_is_not_finished(finished: ScoreStore) -> None:
     (finished.directory / "manifest.json").unlink()
     truncate(finished.block_path(2))
-    with pytest.raises(CorruptArtifactError, match=r"00000002.npy cannot be read"):
+    with pytest.raises(CorruptArtifactError, match=r"00000002.npy has 265 bytes, expected 268"):
         finished.finish((), VERSIONS)
     assert not (finished.directory / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda store: truncate(store.block_path(2)), "00000002.npy has 265 bytes, expected 268: delete it and run"),
+        (
+            lambda store: flip(store.directory / "checksums.npy", 130),
+            "checksums.npy has changed since .*: run the same",
+        ),
+        (lambda store: (store.directory / "checksums.npy").unlink(), "checksums.npy is missing: run the same"),
+        (
+            lambda store: (store.directory / "identity.json").write_text(
+                (store.directory / "identity.json").read_text().replace('"num_layers": 2', '"num_layers": 3')
+            ),
+            "identity.json has changed since it was written",
+        ),
+        (
+            lambda store: replace(load_manifest(store.directory), fingerprint="f" * 32).write(store.directory),
+            "has fingerprint [0-9a-f]{32}, its manifest says f{32}: run the same",
+        ),
+        (
+            lambda store: replace(load_manifest(store.directory), files={}).write(store.directory),
+            "manifest.json names no checksums.npy: run the same",
+        ),
+    ],
+)
+def test_a_finished_store_that_contradicts_itself(
+    finished: ScoreStore, damage: Callable[[ScoreStore], object], message: str
+) -> None:
+    damage(finished)
+    with pytest.raises(CorruptArtifactError, match=message):
+        ScoreStore.open(finished.directory).require_complete()
+    assert any(re.search(message.removesuffix(": run the same"), fault) for fault in find_faults(finished.directory))
+
+
+def test_inspection_of_an_intact_store(finished: ScoreStore) -> None:
+    assert find_faults(finished.directory) == []
+    finished.block_path(1).unlink()
+    assert find_faults(finished.directory) == [
+        f"{finished.directory}: 1 of 3 blocks are missing (first: 1): run the same scoring command again"
+    ]
+
+
+def test_the_first_publication_stays(store: ScoreStore) -> None:
+    assert store.write_block(1, np.ones(3), np.ones(3))
+    before = directory_bytes(store.directory)
+    assert not store.write_block(1, np.zeros(3), np.ones(3))
+    assert directory_bytes(store.directory) == before
+    assert store.has_block(1)
+    assert not store.has_block(0)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_the_first_publication_stays_without_hard_links(
+    store: ScoreStore, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*paths: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_the_first_publication_stays(store)
+
+
+def test_one_of_many_publishes(store: ScoreStore) -> None:
+    start, published = threading.Barrier(8), []
+
+    def work(number: int) -> None:
+        start.wait()
+        published.append((store.write_block(0, np.full(3, number), np.ones(3)), number))
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = (number for won, number in published if won)
+    assert store.read_block(0)["nll"].tolist() == [winner] * 3
+    assert [path.name for path in store.block_path(0).parent.iterdir()] == ["00000000.npy"]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "link"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    store: ScoreStore, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(InputError) as raised:
+        store.write_block(1, np.ones(3), np.ones(3))
+    assert str(raised.value) == f"{store.block_path(1)} cannot be used: No space left on device"
+    assert directory_bytes(store.directory).keys() == {"identity.json"}
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path, identity: dict[str, Any]) -> None:
+    (tmp_path / "scores").write_text("a file")
+    with pytest.raises(InputError, match=r"^.*/scores cannot be used: File exists$"):
+        ScoreStore.create_or_resume(tmp_path / "scores", identity)
+
+
+def test_a_run_without_blocks_is_started_anew(store: ScoreStore, identity: dict[str, Any]) -> None:
+    stranger = copy.deepcopy(identity)
+    stranger["settings"]["context_tokens"] = 32
+    assert ScoreStore.create_or_resume(store.directory, stranger).identity == stranger
+    with pytest.raises(FingerprintMismatchError, match="context_tokens: 32 there, 64 here"):
+        store.write_block(0, np.ones(3), np.ones(3))
+    assert not store.has_block(0)
+
+
+def test_a_run_that_works_on_its_first_block_is_not_started_anew(store: ScoreStore, identity: dict[str, Any]) -> None:
+    stranger = copy.deepcopy(identity)
+    stranger["settings"]["context_tokens"] = 32
+    with Claims(store.directory) as claims:
+        assert claims.claim(0, is_done=store.has_block)
+        with pytest.raises(FingerprintMismatchError, match="context_tokens: 64 there, 32 here"):
+            ScoreStore.create_or_resume(store.directory, stranger)
+
+
+def test_scores_that_were_left_out_are_counted_apart(store: ScoreStore) -> None:
+    for block in range(3):
+        num_sequences = len(store.plan.sequences(block))
+        nll_N, num_tokens_N = np.ones(num_sequences), np.full(num_sequences, 4)
+        nll_N[0], num_tokens_N[0] = 0, NOT_SCORED
+        store.write_block(block, nll_N, num_tokens_N)
+    counts = store.finish((), VERSIONS).counts
+    assert counts == {"num_sequences": 7, "num_scored_sequences": 4, "num_tokens": 16}
+
+
+def test_foreign_names_are_no_blocks(store: ScoreStore) -> None:
+    store.write_block(1, np.ones(3), np.ones(3))
+    for name in ("0.npy", "000000002.npy", "00000009.npy", "00000002.npz", ".00000002.npy.0123456789abcdef.tmp"):
+        (store.directory / "blocks" / name).touch()
+    assert store.missing_blocks() == [0, 2]
+    assert store.published_blocks() == [1]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +393,17 @@ def test_a_damaged_block_is_not_finished(finished: ScoreStore) -> None:
         (None, InputError, "scores is not a directory of scores: it has no identity.json"),
         ("{", CorruptArtifactError, r"identity.json is damaged \(.*\): score into a new directory"),
         ("{}", CorruptArtifactError, r"identity.json is damaged \(KeyError\('corpus'\)\): score into a new directory"),
-        ("[]", CorruptArtifactError, r"identity.json is damaged \(TypeError"),
+        ("[]", CorruptArtifactError, r"identity.json is damaged \(.*Error"),
+        (
+            '{"model": {}, "corpus": [{"num_sequences": 1}], "settings": {"block_sequences": 0}}',
+            CorruptArtifactError,
+            "blocks of 0 sequences",
+        ),
+        (
+            '{"model": {}, "corpus": [{"num_sequences": 1}], "settings": {"block_sequences": 1}}',
+            CorruptArtifactError,
+            "holds scores in format 1, this release reads 2: use the release that wrote them, or score into a new",
+        ),
     ],
 )
 def test_a_directory_without_identity(
@@ -188,7 +421,7 @@ def test_the_manifest_holds_counts_inputs_and_checksums(finished: ScoreStore, co
     manifest = finished.require_complete()
     assert manifest == load_manifest(finished.directory)
     assert manifest.kind == "scores"
-    assert manifest.counts == {"num_sequences": 7, "num_tokens": sum(NUM_TOKENS)}
+    assert manifest.counts == {"num_sequences": 7, "num_scored_sequences": 7, "num_tokens": sum(NUM_TOKENS)}
     assert manifest.settings == finished.identity["settings"]
     assert manifest.versions == VERSIONS
     assert [(parent.role, parent.path) for parent in manifest.inputs] == [
@@ -196,20 +429,24 @@ def test_the_manifest_holds_counts_inputs_and_checksums(finished: ScoreStore, co
         ("corpus", "../corpus"),
     ]
     assert manifest.inputs[1].fingerprint == corpus.fingerprint()
-    assert list(manifest.files) == [f"blocks/0000000{block}.npy" for block in range(3)]
+    assert list(manifest.files) == ["identity.json", "checksums.npy"]
     assert verify_files(finished.directory, manifest) == []
-    truncate(finished.block_path(0))
-    assert len(verify_files(finished.directory, manifest)) == 1
+    recorded = np.load(finished.directory / "checksums.npy").tolist()
+    assert recorded == [zlib.crc32(finished.block_path(block).read_bytes()[:-132]) for block in range(3)]
+    expected = digest_values("scores", finished.identity, manifest.files["checksums.npy"]["blake2b"])
+    assert manifest.fingerprint == expected
 
 
 def test_finish_removes_what_a_killed_process_left(store: ScoreStore) -> None:
     for block in range(3):
         store.write_block(block, np.ones(len(store.plan.sequences(block))), np.ones(len(store.plan.sequences(block))))
-    (store.directory / "blocks" / ".00000001.npy.4194304.tmp").write_bytes(b"half")
+    (store.directory / "blocks" / ".00000001.npy.0123456789abcdef.tmp").write_bytes(b"half")
+    Claims(store.directory, owner="dead").__enter__()
     store.finish((), VERSIONS)
     assert {path.name for path in (store.directory / "blocks").iterdir()} == {
         f"0000000{block}.npy" for block in range(3)
     }
+    assert not (store.directory / "claims").exists()
 
 
 def test_equal_scores_give_equal_bytes_in_any_order_of_blocks(

@@ -93,4 +93,4 @@ def test_killed_then_stopped_then_finished(tiny: TinyRun, tmp_path: Path) -> Non
     files = directory_bytes(disturbed)
     assert files == directory_bytes(undisturbed)
     assert {"identity.json", "manifest.json"} < files.keys()
-    assert len(files) == store.plan.num_blocks + 2
+    assert len(files) == store.plan.num_blocks + 3

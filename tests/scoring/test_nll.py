@@ -6,7 +6,7 @@ from gloo_ranks import run_ranks
 from torch.nn.functional import cross_entropy
 
 from megatron_miniplm.scoring import nll
-from megatron_miniplm.scoring.nll import token_nll
+from megatron_miniplm.scoring.nll import Tile, token_nll
 
 NUM_TOKENS, HIDDEN_SIZE, VOCAB_SIZE, PADDED_VOCAB_SIZE = 37, 16, 50, 64
 TOLERANCE_NATS = 1e-5
@@ -26,19 +26,48 @@ def truth(hidden_TH: torch.Tensor, weight_VH: torch.Tensor, target_T: torch.Tens
     return cross_entropy(hidden_TH.double() @ weight_VH[:VOCAB_SIZE].double().t(), target_T, reduction="none")
 
 
-@pytest.mark.parametrize("slice_tokens", [1, 2, 7, NUM_TOKENS - 1, NUM_TOKENS, NUM_TOKENS + 1])
-def test_equals_cross_entropy_at_any_slice(monkeypatch: pytest.MonkeyPatch, slice_tokens: int) -> None:
-    monkeypatch.setitem(nll.MAX_LOGITS, "cpu", slice_tokens * VOCAB_SIZE)
-    monkeypatch.setattr(nll, "MIN_SLICE_TOKENS", 1)
+@pytest.mark.parametrize("tokens", [1, 7, NUM_TOKENS - 1, NUM_TOKENS, NUM_TOKENS + 1])
+@pytest.mark.parametrize("rows", [1, 3, VOCAB_SIZE - 1, VOCAB_SIZE, PADDED_VOCAB_SIZE])
+def test_equals_cross_entropy_at_any_tile(monkeypatch: pytest.MonkeyPatch, tokens: int, rows: int) -> None:
+    monkeypatch.setitem(nll.TILES, "cpu", Tile(tokens, rows))
     hidden_TH, weight_VH, target_T = example()
     nll_T = token_nll(hidden_TH, weight_VH, target_T, first_row=0, vocab_size=VOCAB_SIZE, group=None)
     assert (nll_T.dtype, nll_T.shape) == (torch.float32, (NUM_TOKENS,))
     torch.testing.assert_close(nll_T.double(), truth(hidden_TH, weight_VH, target_T), rtol=1e-6, atol=TOLERANCE_NATS)
 
 
-def test_a_slice_is_never_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(nll.MAX_LOGITS, "cpu", 1)
-    assert len(token_nll(*example(), first_row=0, vocab_size=VOCAB_SIZE, group=None)) == NUM_TOKENS
+def test_the_two_reductions_of_a_tile_are_one() -> None:
+    """The one that is compiled for a GPU and the one that works in place."""
+    logits_TV = torch.randn(5, 9)
+    max_T1, sum_T1 = torch.randn(5, 1), torch.rand(5, 1)
+    compiled = nll._reduce_tile(logits_TV, max_T1, sum_T1)
+    torch.testing.assert_close(nll._reduce_tile_in_place(logits_TV.clone(), max_T1, sum_T1), compiled)
+
+
+def test_no_tokens() -> None:
+    hidden_TH, weight_VH, target_T = example()
+    nll_T = token_nll(hidden_TH[:0], weight_VH, target_T[:0], first_row=0, vocab_size=VOCAB_SIZE, group=None)
+    assert (nll_T.dtype, nll_T.shape) == (torch.float32, (0,))
+
+
+def test_logits_exist_for_a_tile_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tokens and rows there are, no product is larger than the tile."""
+    monkeypatch.setitem(nll.TILES, "cpu", Tile(8, 16))
+    sizes = []
+    original = nll._logits
+    monkeypatch.setattr(nll, "_logits", lambda *parts: sizes.append((len(parts[0]), len(parts[1]))) or original(*parts))
+    token_nll(*example(), first_row=0, vocab_size=VOCAB_SIZE, group=None)
+    assert max(tokens for tokens, _ in sizes) == 8
+    assert max(rows for _, rows in sizes) == 16
+    assert sum(tokens * rows for tokens, rows in sizes) == NUM_TOKENS * VOCAB_SIZE
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_visible(broken: float) -> None:
+    hidden_TH, weight_VH, target_T = example()
+    hidden_TH[3, 5] = broken
+    nll_T = token_nll(hidden_TH, weight_VH, target_T, first_row=0, vocab_size=VOCAB_SIZE, group=None)
+    assert torch.nonzero(~torch.isfinite(nll_T)).flatten().tolist() == [3]
 
 
 def test_uniform_closed_form() -> None:
@@ -73,7 +102,10 @@ def test_the_parts_of_all_ranks_make_the_whole(num_ranks: int) -> None:
     hidden_TH, weight_VH, target_T = example()
     rows = PADDED_VOCAB_SIZE // num_ranks
     parts = [
-        nll._partial_softmax(hidden_TH, weight_VH[start : min(start + rows, VOCAB_SIZE)], target_T - start)
+        (
+            nll._log_sum_exp(hidden_TH, weight_VH[start : min(start + rows, VOCAB_SIZE)]),
+            nll._target_logits(hidden_TH, weight_VH[start : min(start + rows, VOCAB_SIZE)], target_T - start),
+        )
         for start in range(0, PADDED_VOCAB_SIZE, rows)
     ]
     log_sums_RT, target_logits_RT = (torch.stack(column) for column in zip(*parts, strict=True))

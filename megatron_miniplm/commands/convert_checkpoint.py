@@ -1,0 +1,132 @@
+"""Convert a model between Hugging Face's format and Megatron's, in either direction.
+
+    miniplm convert-checkpoint --load-hf MODEL_DIR --save CKPT
+    miniplm convert-checkpoint --load CKPT --save-hf MODEL_DIR [--tokenizer-model TOKENIZER_DIR]
+
+A Megatron program: plain `miniplm` does for what fits into memory once; under torchrun or srun it takes Megatron's own
+flags (--tensor-model-parallel-size, --pipeline-model-parallel-size, --bf16, ...) and each rank holds its part only. The
+layout that converts has no influence on what is written.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_miniplm.errors import InputError
+
+#: Flags that Megatron's parser insists on and that mean nothing to a conversion.
+UNUSED_BUT_REQUIRED = {"train_iters": 1, "lr": 1e-4, "micro_batch_size": 1}
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The flags that are read before Megatron's parser runs."""
+    hugging_face = parser.add_argument_group("Hugging Face")
+    hugging_face.add_argument("--load-hf", type=Path, metavar="DIR", help="a model to convert to Megatron's format")
+    hugging_face.add_argument("--save-hf", type=Path, metavar="DIR", help="where the Hugging Face model goes; new")
+    hugging_face.add_argument(
+        "--hf-family", metavar="NAME", help="model_type to write where several fit, such as mistral for a llama"
+    )
+    megatron = parser.add_argument_group("Megatron's, and every other flag of its own")
+    megatron.add_argument("--load", type=Path, metavar="CKPT", help="a checkpoint to convert to Hugging Face's format")
+    megatron.add_argument("--save", type=Path, metavar="CKPT", help="where the Megatron checkpoint goes; new")
+    megatron.add_argument(
+        "--tokenizer-model", metavar="DIR", help="tokenizer to copy into --save-hf; its size is the vocabulary's"
+    )
+    megatron.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help="rows of the vocabulary that are real, for a --load that tells neither by itself nor by its tokenizer",
+    )
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Find the direction, and convert."""
+    parser = argparse.ArgumentParser(
+        prog="miniplm convert-checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    ours, rest = add_arguments(parser).parse_known_args(argv)
+    given = {name for name in ("load_hf", "save_hf", "load", "save") if getattr(ours, name) is not None}
+    if given == {"load_hf", "save"}:
+        _to_megatron(ours, rest)
+    elif given == {"load", "save_hf"}:
+        _to_huggingface(ours, rest)
+    else:
+        raise InputError("give either --load-hf DIR --save CKPT, or --load CKPT --save-hf DIR")
+
+
+def _to_megatron(ours: argparse.Namespace, rest: Sequence[str]) -> None:
+    from megatron_miniplm.mcore import program
+    from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
+
+    with program.alike_on_all_ranks():
+        if ours.hf_family or ours.tokenizer_model or ours.vocab_size:
+            raise InputError("--hf-family, --tokenizer-model and --vocab-size belong to --save-hf: leave them out")
+        if (ours.save / TRACKER).exists():
+            raise InputError(f"{ours.save} holds a checkpoint already: give another directory, or delete it")
+        model = HuggingFaceModel.open(ours.load_hf)
+        model.check_tensors()
+        model.refuse_contradictions(rest)
+        program.prepare()
+        sys.argv[1:] = [
+            *model.megatron_flags(),
+            *model.precision_flags(rest),
+            *("--seq-length", str(model.architecture.max_positions)),
+            *("--save", str(ours.save), "--save-interval", "1"),
+            *("--tokenizer-type", "NullTokenizer", "--vocab-size", str(model.vocab_size)),
+            *rest,
+        ]
+        args = program.parse(defaults=UNUSED_BUT_REQUIRED)
+        model.take_vocabulary(args)
+    program.initialize()
+    try:
+        from megatron_miniplm.mcore.huggingface.conversion import to_megatron
+
+        to_megatron(args, model)
+    finally:
+        program.shut_down()
+
+
+def _to_huggingface(ours: argparse.Namespace, rest: Sequence[str]) -> None:
+    from megatron_miniplm.mcore import models, program
+    from megatron_miniplm.mcore.cpu_flags import given_flags
+
+    with program.alike_on_all_ranks():
+        if ours.save_hf.exists():
+            raise InputError(f"{ours.save_hf} exists already: give another directory, or delete it")
+        tokenizer_dir = Path(ours.tokenizer_model) if ours.tokenizer_model else None
+        if tokenizer_dir is not None and not tokenizer_dir.is_dir():
+            raise InputError(f"--tokenizer-model {tokenizer_dir} is no directory: give a Hugging Face tokenizer")
+        checkpoint = models.checkpoint_directory(str(ours.load))
+        program.prepare()
+        vocab_size = ours.vocab_size or models.recorded_vocab_size(checkpoint)
+        if vocab_size is None and tokenizer_dir is None:
+            raise InputError(
+                f"{checkpoint} does not say how many of its rows are padding: give --tokenizer-model or --vocab-size"
+            )
+        tokenizer = ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(vocab_size)]
+        if vocab_size is None:
+            tokenizer = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(tokenizer_dir)]
+        sys.argv[1:] = [
+            *("--load", str(ours.load), "--use-checkpoint-args", "--no-use-tokenizer-model-from-checkpoint-args"),
+            *([] if given_flags(rest) & {"--bf16", "--fp16"} else models.recorded_precision_flags(checkpoint)),
+            *tokenizer,
+            *rest,
+        ]
+        args = program.parse(defaults=UNUSED_BUT_REQUIRED)
+    program.initialize()
+    try:
+        from megatron.training import get_tokenizer
+
+        from megatron_miniplm.mcore.huggingface.conversion import to_huggingface
+
+        args.vocab_size = vocab_size or get_tokenizer().vocab_size
+        to_huggingface(args, ours.save_hf, ours.hf_family, tokenizer_dir)
+    finally:
+        program.shut_down()

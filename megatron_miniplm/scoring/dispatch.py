@@ -1,0 +1,197 @@
+"""One replica's work: claim blocks, score them, publish them, until the store is complete or it is time to stop.
+
+    writer           claims blocks ──► all ranks of the replica: the same blocks, the same rows
+    last stages      token NLLs ──► collector thread of each lane ──► writer publishes, releases the claim
+
+Replicas of one job, and jobs that share the store, are dealt with alike: nobody waits for anybody but at the very end,
+when the last blocks are in other hands.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+
+import numpy as np
+
+from megatron_miniplm.artifacts.claims import Claims, Handout
+from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
+from megatron_miniplm.errors import MiniPLMError, NonFiniteScoreError
+from megatron_miniplm.scoring.feed import BlockSums
+from megatron_miniplm.scoring.pool import Pool
+from megatron_miniplm.scoring.rows import BlockRows
+from megatron_miniplm.scoring.scorer import Scorer
+from megatron_miniplm.scoring.stopping import StopRequest
+from megatron_miniplm.scoring.watch import Watch
+
+#: Rows that one pass through the pipeline has at the least, in pipeline stages: it fills and drains at a cost of one.
+ROWS_PER_STAGE = 16
+MAX_BLOCKS = 64
+POLL_SECONDS = 1.0
+#: A listing of the store is good for so long; blocks that others publish meanwhile are noticed when they are claimed.
+LISTING_SECONDS = 30.0
+
+
+class Order(IntEnum):
+    """What the writer tells its replica to do next."""
+
+    SCORE = 0
+    WAIT = 1
+    LEAVE = 2
+
+
+class Dispatch:
+    """The loop of one replica.
+
+    Args:
+        store: to be filled.
+        scorer: the replica's model.
+        pool: the sequences.
+        claims: of this process on the writer, None on the other ranks.
+        stop: asked between two passes.
+        watch: told of every row.
+        choose: which sequences of a block are scored; None: all.
+    """
+
+    def __init__(
+        self,
+        store: ScoreStore,
+        scorer: Scorer,
+        pool: Pool,
+        claims: Claims | None,
+        stop: StopRequest,
+        watch: Watch,
+        choose: Callable[[range], np.ndarray] | None,
+    ) -> None:
+        self._store = store
+        self._scorer = scorer
+        self._pool = pool
+        self._claims = claims
+        self._stop = stop
+        self._watch = watch
+        self._choose = choose
+        self._missing: list[int] = []
+        self._listed_at = -np.inf
+        self._error: MiniPLMError | None = None
+
+    def run(self) -> None:
+        """Work until nothing is missing or a stop is wished; a collective call of the replica.
+
+        Raises:
+            NonFiniteScoreError: on every rank of the replica; blocks that were finished are published.
+            MiniPLMError: on the writer, where the store cannot be written; the other ranks just return.
+        """
+        while True:
+            order, *blocks = self._scorer.replica.from_writer(self._next_order(), size=MAX_BLOCKS + 1)
+            if order == Order.SCORE:
+                self._score(blocks)
+            elif order == Order.WAIT:
+                time.sleep(POLL_SECONDS)
+            self._watch.tick(self._scorer.num_flops)
+            if order == Order.LEAVE or self._is_over():
+                break
+        if self._error is not None:
+            raise self._error
+
+    def _is_over(self) -> bool:
+        """Whether any rank of the replica wants to leave; a collective call."""
+        return self._scorer.replica.agree_max(int(self._error is not None or self._stop.is_made())) > 0
+
+    def _next_order(self) -> list[int]:
+        """On the writer: what to do next; claims the blocks of one pass. Nothing on other ranks."""
+        if self._claims is None:
+            return []
+        try:
+            blocks, num_held = self._claim(self._claims)
+        except MiniPLMError as error:
+            self._error = error
+            return [Order.LEAVE]
+        if blocks:
+            return [Order.SCORE, *blocks]
+        return [Order.WAIT] if num_held else [Order.LEAVE]
+
+    def _claim(self, claims: Claims) -> tuple[list[int], int]:
+        """Blocks that make a pass worth its start, and how many missing ones others hold."""
+        blocks: list[int] = []
+        num_rows = 0
+        while True:
+            handout = self._next_block(claims)
+            for block in handout.blocks:
+                blocks.append(block)
+                num_tokens = int(self._pool.lengths(self._store.plan.sequences(block)).sum())
+                num_rows += -(-num_tokens // self._scorer.row_tokens)
+            is_enough = self._scorer.num_stages == 1 or num_rows >= ROWS_PER_STAGE * self._scorer.num_stages
+            if is_enough or not handout.blocks or len(blocks) == MAX_BLOCKS:
+                return blocks, handout.num_held
+
+    def _next_block(self, claims: Claims) -> Handout:
+        """From the list of missing blocks at hand; from a new one where that is old or used up."""
+        age_seconds = time.monotonic() - self._listed_at
+        if age_seconds < LISTING_SECONDS:
+            handout = claims.next_blocks(self._missing, 1, is_done=self._store.has_block)
+            if handout.blocks:
+                return handout
+        self._missing = self._store.missing_blocks()
+        self._listed_at = time.monotonic()
+        return claims.next_blocks(self._missing, 1, is_done=self._store.has_block)
+
+    def _score(self, blocks: Sequence[int]) -> None:
+        """One pass: all blocks through the pipeline; a collective call of the replica."""
+        plans = [self._plan(block) for block in blocks]
+        kept: dict[int, BlockSums] = {}
+
+        def on_block(position: int, sums: BlockSums) -> None:
+            if self._scorer.replica.num_lanes == 1 and sums.first_bad is None:
+                self._publish(blocks[position], plans[position], sums)
+            else:
+                kept[position] = sums
+
+        try:
+            self._scorer.score(plans, on_block, on_row=lambda: self._watch.tick(self._scorer.num_flops))
+        except MiniPLMError as error:  # of `_publish`, once the pass is over: the replica is still in step
+            self._error = error
+        self._fail_on_bad(plans, kept)
+        if self._scorer.replica.num_lanes > 1:
+            self._publish_lanes(blocks, plans, kept)
+
+    def _plan(self, block: int) -> BlockRows:
+        sequences = self._store.plan.sequences(block)
+        return self._scorer.plan(sequences, self._choose(sequences) if self._choose else None)
+
+    def _publish(self, block: int, plan: BlockRows, sums: BlockSums) -> None:
+        """On the writer, in the collector's thread: one finished block."""
+        assert self._claims is not None
+        num_tokens_N = sums.num_tokens_N
+        if self._choose is not None:
+            num_tokens_N = np.where(self._choose(plan.sequences), num_tokens_N, NOT_SCORED)
+        self._store.write_block(block, sums.nll_N, num_tokens_N)
+        self._claims.release(block)
+
+    def _publish_lanes(self, blocks: Sequence[int], plans: Sequence[BlockRows], kept: Mapping[int, BlockSums]) -> None:
+        """Add up the lanes' sums, block by block; a collective call of the replica."""
+        replica = self._scorer.replica
+        for position, (block, plan) in enumerate(zip(blocks, plans, strict=True)):
+            sums = kept.get(position) or BlockSums(len(plan.sequences), 0)
+            sums.nll_N = replica.add_lanes(sums.nll_N)
+            sums.num_tokens_N = replica.add_lanes(sums.num_tokens_N)
+            if replica.is_writer and self._error is None:
+                try:
+                    self._publish(block, plan, sums)
+                except MiniPLMError as error:
+                    self._error = error
+
+    def _fail_on_bad(self, plans: Sequence[BlockRows], kept: Mapping[int, BlockSums]) -> None:
+        """Find out where NaN or infinity came from, and stop the job with it; a collective call of the replica."""
+        bad = [(position, sums.first_bad) for position, sums in kept.items() if sums.first_bad is not None]
+        found = self._scorer.replica.agree_max(max((position << 40 | at for position, at in bad), default=-1))
+        if found < 0:
+            return
+        plan, at = plans[found >> 40], found & ((1 << 40) - 1)
+        corpus, index = self._pool.locate(plan.sequences[at])
+        error = NonFiniteScoreError(
+            f"{corpus.prefix}: sequence {index} got a score that is not finite: {self._scorer.find_fault(plan, at)}; "
+            "nothing of its block was written. Look at the sequence (miniplm inspect PREFIX --sequence "
+            f"{index}), at the checkpoint, and at the precision (--bf16 reaches further than --fp16)"
+        )
+        error.reported_elsewhere = not self._scorer.replica.is_writer
+        self._stop.make()
+        raise error

@@ -1,0 +1,100 @@
+"""What a running job shows: progress with tokens/s, ETA, mean NLL and MFU, and the same as TensorBoard scalars.
+
+Rates and the mean are those of all jobs that share the store, because they are read from the blocks as they appear.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+
+from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.progress import LINE_INTERVAL_SECONDS, Progress
+
+#: Listing a store of a million blocks takes a second: looking is given at most this part of the time.
+LOOKING_FRACTION = 0.02
+
+
+class Watch:
+    """Shows the progress of a store; use as a context manager on the ranks that show something.
+
+    Args:
+        store: the store that fills.
+        tokens_of_missing: tokens of each block that is missing at the start.
+        visible: whether to print.
+        tensorboard: Megatron's writer, None on ranks that have none.
+        flops_per_second: of this rank's device at most, None where unknown.
+    """
+
+    def __init__(
+        self,
+        store: ScoreStore,
+        tokens_of_missing: Mapping[int, int],
+        *,
+        visible: bool,
+        tensorboard: Any,
+        peak_flops: float | None,
+    ) -> None:
+        self._store = store
+        self._left = dict(tokens_of_missing)
+        self._tensorboard = tensorboard
+        self._peak_flops = peak_flops
+        self._progress = Progress(sum(self._left.values()), " tokens", visible=visible)
+        self._is_used = visible or tensorboard is not None
+        self._started = self._last_look = time.monotonic()
+        self._interval = LINE_INTERVAL_SECONDS / 2
+        self._nll, self._num_tokens, self._num_fed = 0.0, 0, 0
+        self._flops_at_last_look = 0.0
+
+    def tick(self, num_flops: float) -> None:
+        """Look at the store if it is time to; cheap enough for every row.
+
+        Args:
+            num_flops: what this rank's share of the model has computed since the start.
+        """
+        if self._is_used and time.monotonic() - self._last_look >= self._interval:
+            self.look(num_flops)
+
+    def look(self, num_flops: float) -> None:
+        """Read the blocks that have appeared and show where the job stands."""
+        now = time.monotonic()
+        missing = set(self._store.missing_blocks())
+        appeared = [block for block in self._left if block not in missing]
+        num_fed, nll, num_tokens = 0, 0.0, 0
+        for block in appeared:
+            num_fed += self._left.pop(block)
+            scores = self._store.read_block(block)
+            scored = scores["num_tokens"] > 0
+            nll += float(scores["nll"][scored].sum(dtype="f8"))
+            num_tokens += int(scores["num_tokens"][scored].sum(dtype="i8"))
+        self._nll, self._num_tokens, self._num_fed = (
+            self._nll + nll,
+            self._num_tokens + num_tokens,
+            self._num_fed + num_fed,
+        )
+        seconds = max(now - self._last_look, 1e-9)
+        utilisation = self._utilisation(num_flops, seconds)
+        self._progress.advance(num_fed, note=self._note(utilisation))
+        if self._tensorboard is not None and num_tokens:
+            scalars = {"tokens per second": num_fed / seconds, "mean NLL (nats)": nll / num_tokens, "MFU": utilisation}
+            for name, value in scalars.items():
+                if value is not None:
+                    self._tensorboard.add_scalar(f"scoring/{name}", value, self._num_fed)
+        self._flops_at_last_look = num_flops
+        self._interval = max(self._interval, (time.monotonic() - now) / LOOKING_FRACTION)
+        self._last_look = time.monotonic()
+
+    def _utilisation(self, num_flops: float, seconds: float) -> float | None:
+        if self._peak_flops is None:
+            return None
+        return (num_flops - self._flops_at_last_look) / seconds / self._peak_flops
+
+    def _note(self, utilisation: float | None) -> str:
+        parts = [f"mean NLL {self._nll / self._num_tokens:.4f}"] if self._num_tokens else []
+        parts += [f"MFU {utilisation:.1%}"] if utilisation is not None else []
+        return ", ".join(parts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._progress.__exit__(*error)

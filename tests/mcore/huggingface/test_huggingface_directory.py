@@ -1,0 +1,245 @@
+"""A Hugging Face directory without Megatron: flags, fingerprint, and every way in which it can be broken."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_models
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_miniplm.errors import InputError
+from megatron_miniplm.mcore.huggingface import HuggingFaceModel
+from megatron_miniplm.mcore.huggingface.config_json import architecture_of_config, config_of_architecture, family_of
+from megatron_miniplm.mcore.huggingface.mapping import Layout, Piece, layout_of, padded_size, tensor_shapes
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("saved")
+    huggingface_models.save_all(directory)
+    return directory
+
+
+@pytest.fixture
+def llama(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the sharded model, to be broken."""
+    for path in (saved / "llama").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def change_config(directory: Path, **changes: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def refusal(action: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as raised:
+        action()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("name", huggingface_models.CONFIGS)
+def test_every_family_is_whole_and_comes_back_from_its_architecture(saved: Path, name: str) -> None:
+    model = HuggingFaceModel.open(saved / name)
+    model.check_tensors()
+    assert (model.family, model.vocab_size, model.dtype) == (name.split("-")[0], 101, "float32")
+    assert not model.has_tokenizer
+    config = config_of_architecture(model.architecture, model.family, "float32")
+    assert architecture_of_config(config, Path("config.json")) == model.architecture
+    if name != "mistral":
+        assert family_of(model.architecture) == model.family
+
+
+def test_flags(saved: Path) -> None:
+    flags = " ".join(HuggingFaceModel.open(saved / "mistral-window").megatron_flags())
+    assert "--num-query-groups 4 --kv-channels 4 --max-position-embeddings 256" in flags
+    assert "--window-size 6,0" in flags, "Megatron does not count the position itself"
+    assert "--use-rope-scaling --rope-scaling-factor 32.0" in " ".join(
+        HuggingFaceModel.open(saved / "llama-3").megatron_flags()
+    )
+
+
+def test_transformers_4_configs(llama: Path) -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3"}
+    scaling["original_max_position_embeddings"] = 8192
+    change_config(llama, rope_parameters=None, rope_theta=500000.0, rope_scaling=scaling, dtype=None)
+    change_config(llama, torch_dtype="bfloat16")
+    model = HuggingFaceModel.open(llama)
+    assert model.architecture.rotary_base == 500_000
+    assert model.architecture.rope_scaling is not None
+    assert model.architecture.rope_scaling.factor == 8.0
+    assert model.precision_flags([]) == ["--bf16"]
+    assert model.precision_flags(["--fp16"]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2', supported: llama, mistral, qwen2, qwen3, mixtral"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', Megatron's decoder has 'silu' only"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type is 'dynamic', supported: default, linear"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.5}}, "the linear rope factor is 2.5"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
+            "low_freq_factor of rope type llama3 is 2.0, Megatron's decoder has 1.0 only",
+        ),
+        ({"hidden_size": None}, "hidden_size is None, expected a positive integer"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 2}, "for some layers only"),
+    ],
+)
+def test_what_megatron_cannot_express_is_refused(llama: Path, changes: dict[str, Any], message: str) -> None:
+    change_config(llama, **changes)
+    assert message in refusal(lambda: HuggingFaceModel.open(llama))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num-layers", "3"], "--num-layers 3 contradicts"),
+        (["--norm-epsilon=1e-5"], "--norm-epsilon 1e-5 contradicts"),
+        (["--add-qkv-bias"], "--add-qkv-bias contradicts"),
+        (["--use-checkpoint-args"], "--use-checkpoint-args contradicts"),
+    ],
+)
+def test_contradicting_flags(saved: Path, flags: list[str], message: str) -> None:
+    model = HuggingFaceModel.open(saved / "llama")
+    assert message in refusal(lambda: model.refuse_contradictions(flags))
+    model.refuse_contradictions(["--num-layers", "4", "--norm-epsilon", "0.000001", "--seq-length", "9", "--bf16"])
+
+
+def test_no_model_at_all(tmp_path: Path, llama: Path) -> None:
+    assert "is not a Hugging Face model: it has no config.json" in refusal(
+        lambda: HuggingFaceModel.open(tmp_path / "nothing")
+    )
+    for path in llama.glob("*.safetensors*"):
+        path.unlink()
+    assert "has neither model.safetensors nor model.safetensors.index.json" in refusal(
+        HuggingFaceModel.open(llama).check_tensors
+    )
+
+
+def test_missing_and_truncated_shards(llama: Path) -> None:
+    shard = sorted(llama.glob("*.safetensors"))[0]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    message = refusal(HuggingFaceModel.open(llama).check_tensors)
+    assert message == f"{shard} is truncated: {len(content) - 1:,} bytes of {len(content):,}: copy or download it again"
+    for damaged, reason in (
+        (content[:100], "is truncated within its header, at 100 bytes"),
+        (b"", "is truncated within its header, at 0 bytes"),
+        (struct.pack("<Q", 4) + b"{]}}", "is no safetensors file (unreadable header)"),
+    ):
+        shard.write_bytes(damaged)
+        assert f"{shard} {reason}" in refusal(HuggingFaceModel.open(llama).check_tensors)
+    shard.unlink()
+    assert f"{shard} is missing, but model.safetensors.index.json names it" in refusal(
+        HuggingFaceModel.open(llama).check_tensors
+    )
+
+
+def test_tensors_that_do_not_fit_the_config(saved: Path, llama: Path) -> None:
+    change_config(llama, num_hidden_layers=5)
+    assert "has no tensor model.layers.4." in refusal(HuggingFaceModel.open(llama).check_tensors)
+    change_config(llama, num_hidden_layers=3)
+    assert "holds model.layers.3." in refusal(HuggingFaceModel.open(llama).check_tensors)
+    change_config(llama, num_hidden_layers=4, intermediate_size=50)
+    assert "mlp.gate_proj.weight has shape (48, 32), config.json says (50, 32)" in refusal(
+        HuggingFaceModel.open(llama).check_tensors
+    )
+
+
+def test_computed_and_tied_tensors_are_no_error(saved: Path, tmp_path: Path) -> None:
+    source = saved / "llama-tied"
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    HuggingFaceModel.open(tmp_path).check_tensors()
+
+
+def test_the_fingerprint_knows_weights_and_config(llama: Path) -> None:
+    first = HuggingFaceModel.open(llama).fingerprint()
+    (llama / "tokenizer.json").write_text("{}")
+    assert HuggingFaceModel.open(llama).fingerprint() == first
+    change_config(llama, rms_norm_eps=1e-4)
+    second = HuggingFaceModel.open(llama).fingerprint()
+    shard = sorted(llama.glob("*.safetensors"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert len({first, second, HuggingFaceModel.open(llama).fingerprint()}) == 3
+
+
+@pytest.mark.parametrize("name", huggingface_models.CONFIGS)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_shares_cover_every_tensor_once(saved: Path, name: str, world_size: int) -> None:
+    """Over all tensor-parallel ranks, each row of each tensor has exactly one place."""
+    architecture = HuggingFaceModel.open(saved / name).architecture
+    shapes = tensor_shapes(architecture)
+    covered: dict[str, list[int]] = {}
+    for layout in _layouts_of_the_whole_model(name, architecture, shapes):
+        for rank in range(world_size if layout.is_split else 1):
+            for piece in layout.share(rank, world_size):
+                if piece.tensor is not None:
+                    covered.setdefault(piece.tensor, []).extend(range(piece.start, piece.stop))
+                    axis_size = shapes[piece.tensor][layout.axis]
+                    assert piece.stop <= axis_size
+    assert covered.keys() == shapes.keys()
+    for tensor, rows in covered.items():
+        assert sorted(rows) in [list(range(size)) for size in shapes[tensor]]
+
+
+def _layouts_of_the_whole_model(name: str, architecture: Any, shapes: Any) -> list[Layout]:
+    """Under Transformer Engine's names, which the table must know too."""
+    outer = ["embedding.word_embeddings.weight", "decoder.final_layernorm.weight"]
+    layer = ["self_attention.linear_qkv.layer_norm_weight", "self_attention.linear_qkv.weight"]
+    layer += ["self_attention.linear_proj.weight"]
+    if not architecture.tied:
+        outer.append("output_layer.weight")
+    if architecture.qkv_bias:
+        layer.append("self_attention.linear_qkv.bias")
+    if architecture.qk_norm:
+        layer += ["self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight"]
+    if architecture.num_experts:
+        layer += ["pre_mlp_layernorm.weight", "mlp.router.weight"]
+        layer += [f"mlp.experts.linear_fc{part}.weight{expert}" for part in (1, 2) for expert in range(4)]
+    else:
+        layer += ["mlp.linear_fc1.layer_norm_weight", "mlp.linear_fc1.weight", "mlp.linear_fc2.weight"]
+    names = outer + [f"decoder.layers.{index}.{part}" for index in range(4) for part in layer]
+    layouts = [layout_of(name, architecture, shapes, 128) for name in names]
+    assert None not in layouts
+    return [layout for layout in layouts if layout is not None]
+
+
+def test_an_unknown_parameter_has_no_layout(saved: Path) -> None:
+    architecture = HuggingFaceModel.open(saved / "llama").architecture
+    shapes = tensor_shapes(architecture)
+    for name in (
+        "decoder.layers.0.mlp.router.weight",
+        "decoder.layers.0.self_attention.linear_qkv.bias",
+        "decoder.layers.4.input_layernorm.weight",
+        "mtp.layers.0.enorm.weight",
+    ):
+        assert layout_of(name, architecture, shapes, 128) is None, name
+
+
+def test_a_share_of_two_blocks() -> None:
+    layout = Layout(blocks=((Piece("gate", 0, 4),), (Piece("up", 0, 4),)), is_split=True)
+    assert layout.share(1, 2) == [Piece("gate", 2, 4), Piece("up", 2, 4)]
+    with pytest.raises(ValueError, match="4 rows do not divide by 3"):
+        layout.share(0, 3)
+
+
+@pytest.mark.parametrize(("tp", "expected"), [(1, 151_936), (2, 151_936), (64, 151_936), (3, 152_064)])
+def test_padding_does_not_depend_on_a_tp_size_that_divides(tp: int, expected: int) -> None:
+    assert padded_size(151_665, 128, tp) >= 151_665
+    assert padded_size(151_936, 128, tp) == expected
