@@ -83,7 +83,7 @@ class Scorer:
         self._output_weight_VH = take_output_weight(chunks[-1]) if self.replica.is_last_stage else None
         self._collector: Collector | None = None
         self._pin = next(chunks[0].parameters()).is_cuda
-        # Hand-overs between stages would have to begin with the shape; lanes gather each other's rows for their experts.
+        # Else stages would have to exchange shapes before rows, and experts would get unequal rows from the lanes.
         self._shape_is_fixed = self.num_stages > 1 or self.replica.num_lanes > 1
 
     def plan(self, sequences: range, chosen_N: Any = None) -> BlockRows:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_models
+import numpy as np
 import pytest
 import torch
-from huggingface_models import CONFIGS, MAX_POSITIONS
-from megatron_runs import REPOSITORY, error_lines, launcher, run
+from huggingface_models import CONFIGS, CONTEXT_TOKENS, MAX_POSITIONS, OVERLAP_TOKENS, ROW_TOKENS, SCORED_LENGTHS
+from megatron_runs import REPOSITORY, error_lines, launcher, run, write_corpus
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -31,6 +32,7 @@ LAYOUTS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "ep2": (["--expert-model-parallel-size", "2"], ("mixtral",)),
 }
 CASES = [(name, layout) for layout, (_, names) in LAYOUTS.items() for name in names]
+SCORING = {"context_tokens": CONTEXT_TOKENS, "overlap_tokens": OVERLAP_TOKENS, "row_tokens": ROW_TOKENS}
 #: A converted checkpoint at other layouts than the one that wrote it.
 CONVERTED = {"converted-tp2": TP2, "converted-pp2": PP2}
 
@@ -40,7 +42,7 @@ class Runs:
     """What one start of four ranks left.
 
     Attributes:
-        directory: `NAME` as transformers saved it, `NAME.LAYOUT.pt` and `NAME.LAYOUT.hf`; `bfloat16` and its
+        directory: `NAME` as transformers saved it, `NAME.LAYOUT.pt`, `.npz` (scores) and `.hf`; `bfloat16` and its
             `checkpoint`.
         models: of transformers.
         tokens_BS: that all were run on.
@@ -66,6 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     models = huggingface_models.save_all(directory)
     tokens_BS = huggingface_models.token_ids()
     torch.save(tokens_BS, directory / "tokens.pt")
+    write_corpus(directory / "corpus", huggingface_models.scored_sequences())
     huggingface_models.random_model("llama").to(torch.bfloat16).save_pretrained(directory / "bfloat16")
     convert("--load-hf", directory / "bfloat16", "--save", directory / "checkpoint")
     jobs = []
@@ -73,6 +76,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         for name in names:
             out = f"{directory}/{name}.{layout}"
             jobs.append({"load_hf": str(directory / name), "layout": flags, "log_probs": f"{out}.pt"})
+            jobs[-1] |= {"scores": f"{out}.npz", **SCORING}
             if layout != "tp2":
                 jobs[-1] |= {"save_hf": f"{out}.hf", "max_shard_bytes": 100_000}
         for converted in (key for key, other in CONVERTED.items() if other == flags):
@@ -105,6 +109,21 @@ def assert_same_tensors(directory: Path, other: Path) -> None:
 @pytest.mark.parametrize(("name", "layout"), CASES)
 def test_log_probs_are_those_of_transformers(runs: Runs, name: str, layout: str) -> None:
     assert runs.difference(name, layout) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scores_in_packed_rows_are_those_of_one_by_one(runs: Runs, name: str) -> None:
+    """Every layout; rows of 1,024 with windows of sequences of 0 tokens to three contexts, against transformers."""
+    truth = np.array(huggingface_models.nll_sums(runs.models[name], huggingface_models.scored_sequences()))
+    num_tokens = np.maximum(np.array(SCORED_LENGTHS) - 1, 0)
+    differences = {}
+    for layout in (layout for layout, (_, names) in LAYOUTS.items() if name in names):
+        scores = np.load(runs.directory / f"{name}.{layout}.npz")
+        assert scores["num_tokens_N"].tolist() == num_tokens.tolist()
+        assert scores["num_rows"] < sum(length > 1 for length in SCORED_LENGTHS) / 2, "rows must hold several"
+        differences[layout] = float(np.max(np.abs(scores["nll_N"] - truth) / np.maximum(num_tokens, 1)))
+    print(name, {layout: f"{difference:.1e}" for layout, difference in differences.items()})
+    assert max(differences.values()) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", CONFIGS)

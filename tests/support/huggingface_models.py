@@ -89,3 +89,32 @@ def token_ids(seed: int = 0) -> torch.Tensor:
 def log_probs(model: PreTrainedModel, tokens_BS: torch.Tensor) -> torch.Tensor:
     """(B, S, V) float32."""
     return model(tokens_BS).logits.float().log_softmax(-1)
+
+
+#: What decides how a sequence is cut and packed: nothing to predict, short, one window, two, three contexts.
+CONTEXT_TOKENS, OVERLAP_TOKENS, ROW_TOKENS = MAX_POSITIONS, MAX_POSITIONS // 4, 1024
+SCORED_LENGTHS = (0, 1, 2, 3, 17, 64, 100, 255, 256, 257, 258, 300, 449, 511, 513, 768)
+
+
+def scored_sequences() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(0, VOCAB_SIZE, (length,), generator=generator).tolist() for length in SCORED_LENGTHS]
+
+
+def nll_sums(model: PreTrainedModel, sequences: list[list[int]]) -> list[float]:
+    """NLL of all tokens but the first of each sequence in nats, one window at a time: slow and plain.
+
+    A sequence beyond the context is fed in pieces that repeat `OVERLAP_TOKENS`; a repeated token's prediction counts in
+    the first piece that has it.
+    """
+    sums = []
+    for sequence in sequences:
+        total, num_counted, start = 0.0, 0, 0
+        while num_counted < len(sequence) - 1:
+            window = torch.tensor(sequence[start : start + CONTEXT_TOKENS + 1])
+            nll = -log_probs(model, window[None, :-1])[0].gather(1, window[1:, None])[:, 0]
+            total += float(nll[num_counted - start :].double().sum())
+            num_counted = start + len(nll)
+            start = num_counted - OVERLAP_TOKENS
+        sums.append(total)
+    return sums

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 4 huggingface_ranks.py JOBS.json
 
 Each job names a directory to load with `load_weights` (or a `torch_dist` checkpoint), a layout and what to write: the
-log-probabilities of `tokens.pt`, and a Hugging Face export.
+log-probabilities of `tokens.pt`, a Hugging Face export, and the scores of the corpus with the prefix `corpus`.
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from megatron_miniplm.mcore import program
@@ -26,11 +27,16 @@ from megatron.core.utils import unwrap_model  # noqa: E402
 from megatron.training import get_model  # noqa: E402
 from megatron.training.global_vars import unset_global_variables  # noqa: E402
 
+from megatron_miniplm.indexed import IndexedCorpus  # noqa: E402
 from megatron_miniplm.mcore import models  # noqa: E402
 from megatron_miniplm.mcore.huggingface.loading import load_weights  # noqa: E402
 from megatron_miniplm.mcore.huggingface.megatron_flags import architecture_of_args  # noqa: E402
 from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel  # noqa: E402
 from megatron_miniplm.mcore.huggingface.saving import save_huggingface  # noqa: E402
+from megatron_miniplm.scoring.feed import BlockSums  # noqa: E402
+from megatron_miniplm.scoring.pool import Pool  # noqa: E402
+from megatron_miniplm.scoring.rows import ScoringRules  # noqa: E402
+from megatron_miniplm.scoring.scorer import Scorer  # noqa: E402
 
 FLAGS = ["--micro-batch-size", "1", "--train-iters", "1", "--lr", "1e-4", "--tokenizer-type", "NullTokenizer"]
 _layout: list[str] | None = None
@@ -64,6 +70,8 @@ def run_job(job: dict[str, Any], tokens_BS: torch.Tensor) -> None:
             padded_vocab_size=args.padded_vocab_size,
             max_shard_bytes=job.get("max_shard_bytes", 1 << 30),
         )
+    if job.get("scores"):
+        _write_scores(args, chunks, job)
 
 
 @torch.no_grad()
@@ -84,6 +92,26 @@ def _parse(flags: list[str], layout: list[str]) -> Any:
     _layout = layout
     sys.argv[1:] = [*flags, *layout, *FLAGS]
     return program.parse()
+
+
+def _write_scores(args: Any, chunks: list[Any], job: dict[str, Any]) -> None:
+    """NLL sum and token count of every sequence of the corpus, in packed rows, from the first replica's writer."""
+    args.seq_length, args.micro_batch_size = job["context_tokens"], job["row_tokens"] // job["context_tokens"]
+    rules = ScoringRules(context_tokens=args.seq_length, overlap_tokens=job["overlap_tokens"])
+    pool = Pool([IndexedCorpus.open(Path(job["scores"]).with_name("corpus"))])
+    scorer = Scorer(args, chunks, 101, rules, pool)
+    plan = scorer.plan(range(len(pool)))
+    sums = BlockSums(len(pool), 0)
+
+    def keep(position: int, found: BlockSums) -> None:
+        sums.nll_N, sums.num_tokens_N = found.nll_N, found.num_tokens_N
+
+    scorer.score([plan], keep, on_row=lambda: None)
+    nll_N, num_tokens_N = sums.nll_N, sums.num_tokens_N
+    if scorer.replica.num_lanes > 1:
+        nll_N, num_tokens_N = scorer.replica.add_lanes(nll_N), scorer.replica.add_lanes(num_tokens_N)
+    if scorer.replica.is_writer and mpu.get_expert_data_parallel_rank() == 0:
+        np.savez(job["scores"], nll_N=nll_N, num_tokens_N=num_tokens_N, num_rows=len(plan.rows))
 
 
 def _write_log_probs(chunks: list[Any], tokens_BS: torch.Tensor, path: Path) -> None:
