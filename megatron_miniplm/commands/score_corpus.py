@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.manifest import is_prefix
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.mcore.cpu_flags import given_flags
+from megatron_miniplm.mcore.device_flags import given_flags
 
 if TYPE_CHECKING:
     from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     group.add_argument("--miniplm-scores", required=True, metavar="DIR", help="where the scores go; resumed if started")
     group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
+    group.add_argument(
+        "--miniplm-float32",
+        action="store_true",
+        help="compute in float32 whatever --load-hf is stored in",
+    )
     group.add_argument(
         "--miniplm-block-sequences",
         type=int,
@@ -110,7 +115,9 @@ def _model_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[
         # `--use-checkpoint-args` would put the checkpoint's tokenizer in place of the one given, without a word.
         given = "--tokenizer-model" in given_flags(argv)
         return ["--no-use-tokenizer-model-from-checkpoint-args"] if given else []
-    flags = [*model.megatron_flags(), *model.precision_flags(argv)]
+    flags = model.megatron_flags()
+    if "--miniplm-float32" not in given_flags(argv):
+        flags += model.precision_flags(argv)
     if "--tokenizer-type" not in given_flags(argv):
         flags += ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(model.vocab_size)]
     return flags

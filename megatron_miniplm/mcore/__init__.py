@@ -4,7 +4,9 @@
 |---|---|
 | `versions` | is this Megatron one that we support |
 | `cpu_emulation` | unmodified Megatron on a machine without a GPU: every patch, with the line that needs it |
-| `cpu_flags` | the Megatron flags that a CPU run needs |
+| `device_flags` | the Megatron flags that a run without a GPU or without Transformer Engine needs |
+| `huggingface` | Hugging Face model directories, in both directions |
+| `packed_attention` | packed rows for layers without Transformer Engine |
 | `program` | start of every Megatron program of ours: device, flags, process groups, errors to exit codes |
 | `models` | build and load a model through Megatron's builders |
 | `doctor` | what is installed and what each absence costs |

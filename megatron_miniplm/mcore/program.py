@@ -9,6 +9,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import socket
 import sys
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
-from megatron_miniplm.mcore.cpu_flags import given_flags, with_cpu_flags
+from megatron_miniplm.mcore.device_flags import given_flags, with_device_flags
 from megatron_miniplm.mcore.versions import find_megatron, has_dataset_helpers
 
 AddArguments = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
@@ -52,7 +53,8 @@ def prepare() -> None:
 def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | None = None) -> argparse.Namespace:
     """Megatron's `parse_and_validate_args` on `sys.argv`, with our flags as one more argument group.
 
-    On the CPU the flags that Megatron needs there are added unless given, and printed once.
+    Without a GPU, or without Transformer Engine, the flags that Megatron then needs are added unless given, and printed
+    once.
 
     Args:
         add_arguments: Megatron's `extra_args_provider`.
@@ -66,8 +68,11 @@ def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | 
     from megatron_miniplm.mcore import cpu_emulation
 
     if cpu_emulation.is_active():
-        sys.argv[1:], added = with_cpu_flags(sys.argv[1:])
+        sys.argv[1:], added = with_device_flags(sys.argv[1:], "cpu")
         say_once("no GPU in use: Megatron runs on the CPU (gloo), with these flags added: " + " ".join(added))
+    elif importlib.util.find_spec("transformer_engine") is None:
+        sys.argv[1:], added = with_device_flags(sys.argv[1:], "local")
+        say_once("no Transformer Engine: Megatron's local layers, with these flags added: " + " ".join(added))
 
     def extended(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser.formatter_class = _PlainHelp

@@ -1,3 +1,4 @@
+import itertools
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -25,9 +26,7 @@ def replaced(window: tuple[int, int] | None = None) -> SimpleNamespace:
 
 
 def row_params(boundaries: list[int] = BOUNDARIES) -> PackedRowParams:
-    positions = [
-        position for start, stop in zip(boundaries, boundaries[1:], strict=False) for position in range(stop - start)
-    ]
+    positions = [position for start, stop in itertools.pairwise(boundaries) for position in range(stop - start)]
     params = packing_parameters(boundaries, torch.tensor(positions), context_tokens=16, own_attention=True)
     assert isinstance(params, PackedRowParams)
     return params

@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file, digest_file_samples, digest_values
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.mcore.cpu_flags import given_flags
+from megatron_miniplm.mcore.device_flags import given_flags
 from megatron_miniplm.mcore.huggingface import megatron_flags
 from megatron_miniplm.mcore.huggingface.architecture import Architecture
 from megatron_miniplm.mcore.huggingface.config_json import architecture_of_config, read_config

@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 from megatron.core import mpu
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, publish, write_json
+from megatron_miniplm.artifacts.atomic import publish, temporary_beside, write_json
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.huggingface.architecture import Architecture
 from megatron_miniplm.mcore.huggingface.config_json import FAMILIES, config_of_architecture, family_of, misfits
@@ -80,7 +80,7 @@ def _checked_family(architecture: Architecture, directory: Path, family: str | N
 
 
 def _make_beside(directory: Path) -> Path:
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = temporary_beside(directory)
     temporary.mkdir(parents=True)
     return temporary
 
