@@ -31,14 +31,15 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=1024, help="tokens that the model is fed at once")
     parser.add_argument("--rows", type=int, default=8, help="micro-batch: rows of that many tokens")
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--repetitions", type=int, default=1)
+    parser.add_argument("--block-sequences", type=int, default=4096, help="of our engine")
+    parser.add_argument("--repetitions", type=int, default=1, help="times that it is measured")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write torch's profile of one more repetition")
     arguments, megatron_flags = parser.parse_known_args()
     make_job = our_job if arguments.engine == "ours" else transformers_job
     job, num_flops, close = make_job(arguments, megatron_flags)
-    job()  # warm: allocators, compiled functions, page cache
     on_gpu = torch.cuda.is_initialized() and os.environ.get("MINIPLM_DEVICE") != "cpu"
     if on_gpu:
+        job()  # kernels are compiled and tuned on first use
         torch.cuda.reset_peak_memory_stats()
     seconds = []
     for _ in range(arguments.repetitions):
@@ -107,7 +108,7 @@ def our_job(arguments: argparse.Namespace, megatron_flags: list[str]) -> tuple[J
     identity = {
         "model": {},
         "corpus": [{"name": corpus.prefix.name, "fingerprint": "0" * 32, "num_sequences": len(corpus)}],
-        "settings": {"block_sequences": 4096},
+        "settings": {"block_sequences": arguments.block_sequences},
     }
 
     def job() -> float:
