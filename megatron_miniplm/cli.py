@@ -11,9 +11,10 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
-from megatron_miniplm.errors import EXIT_RESUMABLE, MiniPLMError, unusable_path
+from megatron_miniplm.errors import EXIT_RESUMABLE, STOP_SIGNALS, MiniPLMError, unusable_path
 
 #: Subcommand -> (module, one line of help), in the order in which data flows.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -24,13 +25,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge-datasets": ("merge_datasets", "shards, corpora or views -> one corpus, or one data_args.txt"),
     "split-reference": ("split_reference", "split a corpus at random into a reference part and a pool, as views"),
     "score-corpus": ("score_corpus", "NLL of every sequence under a model (a Megatron program, run it with torchrun)"),
+    "fit-proxy": ("fit_proxy", "a sample of scores -> predicted differences of all sequences (a Megatron program)"),
     "scores": ("scores", "progress and export of a directory of scores"),
     "difference-sampling": ("difference_sampling", "teacher scores + reference scores -> refined views"),
     "convert-tokenization": ("convert_tokenization", "a corpus or refined view -> a corpus in another tokenizer"),
     "compare-runs": ("compare_runs", "held-out loss of students by number of tokens, from TensorBoard logs"),
     "inspect": ("inspect", "what any artifact holds, where it comes from, and whether it is intact"),
 }
-MEGATRON_PROGRAMS = frozenset({"convert-checkpoint", "score-corpus"})
+MEGATRON_PROGRAMS = frozenset({"convert-checkpoint", "score-corpus", "fit-proxy"})
+#: A rank with nothing to say leaves so much later: launchers end all ranks once one has left, the one that prints too.
+LAST_WORD_SECONDS = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +61,8 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        for number in STOP_SIGNALS:
+            signal.signal(number, _interrupt)  # until the tool knows a better place to stop at
         if name in MEGATRON_PROGRAMS:
             module.run(argv)
             return 0
@@ -65,7 +71,6 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
         )
         module.add_arguments(parser)
         arguments = parser.parse_args(argv)
-        signal.signal(signal.SIGTERM, _interrupt)
         return int(module.run(arguments) or 0)
     except MiniPLMError as error:
         return report(error)
@@ -75,13 +80,16 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
             return 0
         return report(unusable_path(error))
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted; run the same command again to continue", file=sys.stderr)
         return EXIT_RESUMABLE
 
 
 def report(error: MiniPLMError) -> int:
     """Print the one line that a user's error deserves, with the rank unless it is 0; returns its exit code."""
-    if not error.reported_elsewhere:
+    if error.reported_elsewhere:
+        time.sleep(LAST_WORD_SECONDS)
+    else:
         rank = os.environ.get("RANK", "0")
         place = "" if rank == "0" else f"[rank {rank}] "
         print(f"{place}error: {error}", file=sys.stderr, flush=True)

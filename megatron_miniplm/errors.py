@@ -4,15 +4,19 @@ Every message names the place, what was expected, what was found and the remedy.
 as one line on stderr and ends with `exit_code`; any other exception is a bug of ours and keeps its traceback.
 """
 
+import signal
+
 EXIT_BAD_INPUT = 2
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+#: End a tool with EXIT_RESUMABLE. SLURM sends SIGTERM before it kills, and what `--signal` names before the time limit.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class MiniPLMError(Exception):
     """Base of everything that a user can cause and mend.
 
     Attributes:
-        reported_elsewhere: set on ranks whose error rank 0 prints.
+        reported_elsewhere: set on ranks whose error another rank prints.
     """
 
     exit_code = EXIT_BAD_INPUT

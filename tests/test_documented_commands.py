@@ -15,6 +15,7 @@ PAGES = (
     "docs/method.md",
     "docs/corpus.md",
     "docs/checkpoints.md",
+    "docs/scoring.md",
     "docs/formats.md",
     "examples/quickstart/run.sh",
 )

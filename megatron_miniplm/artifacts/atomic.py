@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,18 +24,23 @@ def named_in_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def temporary_beside(path: Path) -> Path:
+    """A hidden name beside `path` that nobody else has, not a process id: hosts and containers share those."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+
+
 @contextmanager
 def atomic_output(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under `path` only when the block ends without an error.
 
-    The temporary name carries the process id, so that two processes never write into one file; the last rename wins,
-    whole. On an error the temporary file is removed and `path` keeps what it had.
+    Every writer has a temporary file of its own; the last rename wins, whole. On an error the temporary file is removed
+    and `path` keeps what it had.
 
     Yields:
         A binary file, open for writing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as stream:
             yield stream

@@ -6,11 +6,10 @@ processes on many hosts write, and what is visible must never change under those
 
 import errno
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX
+from megatron_miniplm.artifacts.atomic import temporary_beside
 
 #: What file systems without hard links answer to `link`: FAT, some FUSE and SMB mounts. EMLINK: the file has too many.
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
@@ -18,8 +17,6 @@ NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS
 
 def write_once(path: Path, data: bytes, *, durable: bool = True) -> bool:
     """Publish a file under a name that may be taken.
-
-    The temporary name is random and not the process id: hosts, and containers even more so, share those.
 
     Args:
         durable: sync the file and its directory, so that a published file survives a power failure.
@@ -30,7 +27,7 @@ def write_once(path: Path, data: bytes, *, durable: bool = True) -> bool:
     Raises:
         OSError: names `path`; nothing was left behind.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    temporary = temporary_beside(path)
     try:
         write_new(temporary, data, durable=durable)
         published = link_once(temporary, path)

@@ -12,7 +12,7 @@ Some 8 bytes a sequence. Format page: docs/formats.md.
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ import numpy as np
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors, write_array
 from megatron_miniplm.artifacts.exclusive import write_once
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
-from megatron_miniplm.artifacts.heartbeats import CLAIMS, in_flight
+from megatron_miniplm.artifacts.heartbeats import CLAIMS, STALE_SECONDS, in_flight
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
     Manifest,
@@ -44,7 +44,10 @@ from megatron_miniplm.artifacts.score_blocks import (
 from megatron_miniplm.artifacts.score_identity import IDENTITY, identity_bytes, read_identity, require_equal
 from megatron_miniplm.errors import CorruptArtifactError, InputError, NonFiniteScoreError, unusable_path
 
-__all__ = ["NOT_SCORED", "SCORE_DTYPE", "BlockPlan", "ScoreStore"]
+__all__ = ["NOT_SCORED", "PREDICTED_DIFFERENCE", "SCORE_DTYPE", "BlockPlan", "ScoreStore"]
+
+#: `settings.quantity` of what `fit-proxy` writes; scores have no such setting.
+PREDICTED_DIFFERENCE = "predicted difference"
 
 BLOCKS = "blocks"
 CHECKSUMS = "checksums.npy"
@@ -101,6 +104,11 @@ class ScoreStore:
             CorruptArtifactError: its identity cannot be read, or is of another format.
         """
         return cls(directory, read_identity(directory))
+
+    @property
+    def quantity(self) -> str:
+        """What `nll` is: `NLL`, or PREDICTED_DIFFERENCE (a token's, times the number of tokens)."""
+        return self.identity["settings"].get("quantity", "NLL")
 
     def block_path(self, block: int) -> Path:
         return self.directory / BLOCKS / block_name(block)
@@ -284,10 +292,18 @@ class ScoreStore:
                 files=files,
             )
             manifest.write(self.directory)
+        self._remove_leftovers()
+        return manifest
+
+    def _remove_leftovers(self) -> None:
         for leftover in (self.directory / BLOCKS).glob(f".*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)  # of a killed process, or of one whose block another has published
+        finished_at = manifest_path(self.directory).stat().st_mtime
+        for leftover in self.directory.glob(f".*{TEMPORARY_SUFFIX}"):
+            with suppress(OSError):  # another job may be finishing the same store right now: only old ones
+                if finished_at - leftover.stat().st_mtime > STALE_SECONDS:
+                    leftover.unlink()
         shutil.rmtree(self.directory / CLAIMS, ignore_errors=True)
-        return manifest
 
     def _check_identity(self) -> None:
         """Raise where another run has started the directory anew; the same bytes are compared once."""

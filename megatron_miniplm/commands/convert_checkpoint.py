@@ -95,7 +95,7 @@ def _to_megatron(ours: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _to_huggingface(ours: argparse.Namespace, rest: Sequence[str]) -> None:
     from megatron_miniplm.mcore import models, program
-    from megatron_miniplm.mcore.cpu_flags import given_flags
+    from megatron_miniplm.mcore.device_flags import given_flags
 
     with program.alike_on_all_ranks():
         if ours.save_hf.exists():

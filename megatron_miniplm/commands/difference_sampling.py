@@ -1,18 +1,26 @@
 """Keep the sequences that the teacher knows much better than the reference (difference sampling).
 
 Writes to --output: `selection.json`, one view and one array of indices a prefix, and `data_args.txt` for Megatron's
---data-args-path. No token is copied.
+--data-args-path. No token is copied. Differences are those of two scores, or what fit-proxy has predicted.
 """
 
 import argparse
 from pathlib import Path
 
+from megatron_miniplm.errors import InputError
 from megatron_miniplm.selection.difference import REDUCTIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--teacher-scores", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--reference-scores", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--teacher-scores", type=Path, metavar="DIR")
+    parser.add_argument("--reference-scores", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--difference-scores",
+        type=Path,
+        metavar="DIR",
+        help="predictions of fit-proxy; beside them --teacher-scores and --reference-scores may be sampled, and what "
+        "these know is not predicted",
+    )
     parser.add_argument("--ratio", type=float, required=True, help="share to keep, in (0, 1]; the paper keeps 0.5")
     parser.add_argument("--ratio-of", choices=("sequences", "tokens"), default="sequences")
     parser.add_argument(
@@ -27,10 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from megatron_miniplm.selection.sampling import difference_sample
 
+    num_models = sum(given is not None for given in (arguments.teacher_scores, arguments.reference_scores))
+    if num_models == 1 or (num_models == 0 and arguments.difference_scores is None):
+        raise InputError("give --teacher-scores and --reference-scores, or --difference-scores, or all three")
     summary = difference_sample(
         arguments.teacher_scores,
         arguments.reference_scores,
         arguments.output,
+        predicted_dir=arguments.difference_scores,
         ratio=arguments.ratio,
         ratio_of=arguments.ratio_of,
         reduction=arguments.score_reduction,

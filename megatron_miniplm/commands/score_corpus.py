@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> None:
         model = None
         if not {"-h", "--help"} & set(argv):
             model = _check_paths(argv)
-        sys.argv[1:] = [*_model_flags(model, argv), *argv]
+        sys.argv[1:] = [*model_flags(model, argv), *argv]
         program.prepare()
         args = program.parse(add_arguments, defaults=UNUSED_BUT_REQUIRED)
     if args.miniplm_window_overlap is None:
@@ -109,7 +109,7 @@ def run(argv: Sequence[str]) -> None:
         program.shut_down()
 
 
-def _model_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[str]:
+def model_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[str]:
     """Megatron flags that go before the user's."""
     if model is None:
         # `--use-checkpoint-args` would put the checkpoint's tokenizer in place of the one given, without a word.
@@ -125,13 +125,9 @@ def _model_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[
 
 def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
     """Refuse what cannot work at once, not after the seconds that importing Megatron takes."""
-    from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
-
     parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
-    if arguments.load is not None and arguments.load_hf is not None:
-        raise InputError("--load and --load-hf name two models: give one")
     for prefix in expand_prefixes(arguments.miniplm_corpus):
         if not is_prefix(prefix):
             raise InputError(f"{prefix}.idx does not exist: give the prefix of a .bin/.idx pair, without extension")
@@ -139,6 +135,19 @@ def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
         raise InputError(f"--miniplm-block-sequences {arguments.miniplm_block_sequences} must be at least 1")
     if not 0 < arguments.sample_fraction <= 1:
         raise InputError(f"--sample-fraction {arguments.sample_fraction} must lie in (0, 1]")
+    return open_model(arguments, argv)
+
+
+def open_model(arguments: argparse.Namespace, argv: Sequence[str]) -> "HuggingFaceModel | None":
+    """Look at the model that `--load` or `--load-hf` names; None for a Megatron checkpoint.
+
+    Raises:
+        InputError: there is none, or it cannot be what the other flags say.
+    """
+    from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
+
+    if arguments.load is not None and arguments.load_hf is not None:
+        raise InputError("--load and --load-hf name two models: give one")
     if arguments.load_hf is None:
         from megatron_miniplm.mcore.models import checkpoint_directory
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX
+from megatron_miniplm.artifacts.atomic import temporary_beside
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, digest_array, digest_values
 from megatron_miniplm.artifacts.manifest import Manifest, input_of
 from megatron_miniplm.indexed.layout import bin_path
@@ -73,8 +73,7 @@ def _link_data(source: IndexedCorpus, prefix: Path) -> None:
     link = bin_path(prefix)
     if link.is_symlink() and os.readlink(link) == target:
         return
-    temporary = link.with_name(f".{link.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    temporary.unlink(missing_ok=True)
+    temporary = temporary_beside(link)
     os.symlink(target, temporary)
     os.replace(temporary, link)
 

@@ -7,6 +7,7 @@ Replicas of one job, and jobs that share the store, are dealt with alike: nobody
 when the last blocks are in other hands.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
@@ -15,7 +16,7 @@ import numpy as np
 
 from megatron_miniplm.artifacts.claims import Claims, Handout
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
-from megatron_miniplm.errors import MiniPLMError, NonFiniteScoreError
+from megatron_miniplm.errors import MiniPLMError, NonFiniteScoreError, unusable_path
 from megatron_miniplm.scoring.feed import BlockSums
 from megatron_miniplm.scoring.pool import Pool
 from megatron_miniplm.scoring.rows import BlockRows
@@ -29,6 +30,8 @@ MAX_BLOCKS = 64
 POLL_SECONDS = 1.0
 #: A listing of the store is good for so long; blocks that others publish meanwhile are noticed when they are claimed.
 LISTING_SECONDS = 30.0
+#: Above every `position << 40 | sequence`.
+_NONE_BAD = 1 << 62
 
 
 class Order(IntEnum):
@@ -46,7 +49,7 @@ class Dispatch:
         store: to be filled.
         scorer: the replica's model.
         pool: the sequences.
-        claims: of this process on the writer, None on the other ranks.
+        claims: of this process on the writer, to be entered; None on the other ranks.
         stop: asked between two passes.
         watch: told of every row.
         choose: which sequences of a block are scored; None: all.
@@ -80,6 +83,21 @@ class Dispatch:
             NonFiniteScoreError: on every rank of the replica; blocks that were finished are published.
             MiniPLMError: on the writer, where the store cannot be written; the other ranks just return.
         """
+        with contextlib.ExitStack() as stack:
+            self._enter_claims(stack)
+            self._loop()
+        if self._error is not None:
+            raise self._error
+
+    def _enter_claims(self, stack: contextlib.ExitStack) -> None:
+        """On the writer; where they cannot be made its replica must still be told, in step."""
+        try:
+            if self._claims is not None:
+                stack.enter_context(self._claims)
+        except MiniPLMError as error:
+            self._error = error
+
+    def _loop(self) -> None:
         while True:
             order, *blocks = self._scorer.replica.from_writer(self._next_order(), size=MAX_BLOCKS + 1)
             if order == Order.SCORE:
@@ -89,8 +107,6 @@ class Dispatch:
             self._watch.tick(self._scorer.num_flops)
             if order == Order.LEAVE or self._is_over():
                 break
-        if self._error is not None:
-            raise self._error
 
     def _is_over(self) -> bool:
         """Whether any rank of the replica wants to leave; a collective call."""
@@ -100,10 +116,12 @@ class Dispatch:
         """On the writer: what to do next; claims the blocks of one pass. Nothing on other ranks."""
         if self._claims is None:
             return []
+        if self._error is not None:
+            return [Order.LEAVE]
         try:
             blocks, num_held = self._claim(self._claims)
-        except MiniPLMError as error:
-            self._error = error
+        except (MiniPLMError, OSError) as error:
+            self._error = unusable_path(error) if isinstance(error, OSError) else error
             return [Order.LEAVE]
         if blocks:
             return [Order.SCORE, *blocks]
@@ -181,9 +199,9 @@ class Dispatch:
 
     def _fail_on_bad(self, plans: Sequence[BlockRows], kept: Mapping[int, BlockSums]) -> None:
         """Find out where NaN or infinity came from, and stop the job with it; a collective call of the replica."""
-        bad = [(position, sums.first_bad) for position, sums in kept.items() if sums.first_bad is not None]
-        found = self._scorer.replica.agree_max(max((position << 40 | at for position, at in bad), default=-1))
-        if found < 0:
+        bad = [position << 40 | sums.first_bad for position, sums in kept.items() if sums.first_bad is not None]
+        found = _NONE_BAD - self._scorer.replica.agree_max(_NONE_BAD - min(bad, default=_NONE_BAD))  # the first
+        if found == _NONE_BAD:
             return
         plan, at = plans[found >> 40], found & ((1 << 40) - 1)
         corpus, index = self._pool.locate(plan.sequences[at])

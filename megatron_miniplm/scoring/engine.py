@@ -3,10 +3,10 @@
 import argparse
 import importlib.metadata
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch.distributed
@@ -97,7 +97,8 @@ def fill_store(
     watch = Watch(store, tokens_of_missing, visible=is_visible, tensorboard=tensorboard, peak_flops=peak_flops())
     error: MiniPLMError | None = None
     try:
-        with watch, Claims(store.directory) if scorer.replica.is_writer else nullcontext() as claims:
+        with watch:
+            claims = Claims(store.directory) if scorer.replica.is_writer else None
             Dispatch(store, scorer, pool, claims, stop, watch, choose).run()
             watch.look(scorer.num_flops)
     except MiniPLMError as found:
@@ -115,17 +116,29 @@ class _Outcome(IntEnum):
 def _leave_together(store: ScoreStore, error: MiniPLMError | None, stop: StopRequest) -> None:
     """Wait until every replica has left its loop, and raise on all ranks what happened on any; a collective call."""
     mine = _Outcome.FAILED if error is not None else _Outcome.STOPPED if stop.came_by_signal else _Outcome.DONE
-    outcome = torch.tensor(mine, device=torch.cuda.current_device())
-    torch.distributed.all_reduce(outcome, op=torch.distributed.ReduceOp.MAX)
-    if error is not None:
-        raise error
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    # The worst that happened, and of the ranks with an error of their own the first.
+    speaks = error is not None and not error.reported_elsewhere
+    worst = torch.tensor(mine * (world_size + 1) + speaks * (world_size - rank), device=torch.cuda.current_device())
+    torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+    outcome, before_end = divmod(int(worst.item()), world_size + 1)
     if outcome == _Outcome.FAILED:
-        elsewhere = MiniPLMError("another rank failed")
-        elsewhere.reported_elsewhere = True
-        raise elsewhere
+        _raise_from(world_size - before_end, error)
     if outcome == _Outcome.STOPPED and program.on_rank_zero(store.missing_blocks):
         with program.alike_on_all_ranks():
             raise Interrupted("told to stop; all finished blocks are kept, the same command continues")
+
+
+def _raise_from(source: int, error: MiniPLMError | None) -> NoReturn:
+    """Raise the error of rank `source` on all ranks; a collective call.
+
+    Rank 0 prints it, whatever other ranks met: all replicas meet a NaN in the weights, and one line is enough.
+    """
+    box: list[Any] = [error]
+    torch.distributed.broadcast_object_list(box, src=source)
+    found = type(box[0])(f"{box[0]} (found by rank {source})") if source else box[0]
+    found.reported_elsewhere = torch.distributed.get_rank() != 0
+    raise found
 
 
 def _num_tokens(pool: Pool, sequences: range, choose: Callable[[range], np.ndarray] | None) -> int:

@@ -107,6 +107,17 @@ class Scorer:
         with collector or contextlib.nullcontext():
             self._run(self._host_rows(blocks), self._num_rows(blocks), collector, on_row)
 
+    def forward(self, row: HostRow, model: Any) -> torch.Tensor:
+        """Hidden states of one row, as this stage hands them on."""
+        tokens_S, positions_S = (part.cuda(non_blocking=True) for part in (row.tokens_S, row.positions_S))
+        params = packing_parameters(
+            row.boundaries,
+            positions_S,
+            context_tokens=self._rules.context_tokens,
+            own_attention=self._own_attention,
+        )
+        return model(tokens_S.unsqueeze(0), positions_S.unsqueeze(0), None, packed_seq_params=params)
+
     def find_fault(self, block: BlockRows, position: int) -> str:
         """Score one sequence alone and say where the first value that is not finite comes from; a collective call.
 
@@ -181,14 +192,7 @@ class Scorer:
 
     def _forward_step(self, rows: Iterator[HostRow], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
         row = next(rows)
-        tokens_S, positions_S = (part.cuda(non_blocking=True) for part in (row.tokens_S, row.positions_S))
-        params = packing_parameters(
-            row.boundaries,
-            positions_S,
-            context_tokens=self._rules.context_tokens,
-            own_attention=self._own_attention,
-        )
-        output = model(tokens_S.unsqueeze(0), positions_S.unsqueeze(0), None, packed_seq_params=params)
+        output = self.forward(row, model)
         if model is self._chunks[0]:
             lengths = np.diff(row.boundaries[: row.num_windows + 1])
             self.num_flops += self._flops.of_documents(lengths.tolist()) / self._ranks_per_lane

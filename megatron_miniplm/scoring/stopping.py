@@ -5,8 +5,8 @@ from types import FrameType
 
 from torch.distributed.distributed_c10d import _get_default_store
 
-#: SLURM sends SIGTERM before it kills, and what `--signal` names before the time limit.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from megatron_miniplm.errors import STOP_SIGNALS
+
 _KEY = "miniplm/stop"
 
 

@@ -3,12 +3,16 @@
 Rates and the mean are those of all jobs that share the store, because they are read from the blocks as they appear.
 """
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Self
 
 from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.errors import MiniPLMError
 from megatron_miniplm.progress import LINE_INTERVAL_SECONDS, Progress
+
+logger = logging.getLogger(__name__)
 
 #: Listing a store of a million blocks takes a second: looking is given at most this part of the time.
 LOOKING_FRACTION = 0.02
@@ -48,6 +52,8 @@ class Watch:
     def tick(self, num_flops: float) -> None:
         """Look at the store if it is time to; cheap enough for every row.
 
+        It never raises: it is called in the middle of a pass, and a rank that leaves that leaves the others waiting.
+
         Args:
             num_flops: what this rank's share of the model has computed since the start.
         """
@@ -55,14 +61,19 @@ class Watch:
             self.look(num_flops)
 
     def look(self, num_flops: float) -> None:
-        """Read the blocks that have appeared and show where the job stands."""
+        """Read the blocks that have appeared and show where the job stands.
+
+        A block that cannot be read is named and left to `ScoreStore.finish`, which refuses it.
+        """
         now = time.monotonic()
-        missing = set(self._store.missing_blocks())
-        appeared = [block for block in self._left if block not in missing]
         num_fed, nll, num_tokens = 0, 0.0, 0
-        for block in appeared:
+        for block in self._appeared():
             num_fed += self._left.pop(block)
-            scores = self._store.read_block(block)
+            try:
+                scores = self._store.read_block(block)
+            except (MiniPLMError, OSError) as error:
+                logger.warning("%s", error)
+                continue
             scored = scores["num_tokens"] > 0
             nll += float(scores["nll"][scored].sum(dtype="f8"))
             num_tokens += int(scores["num_tokens"][scored].sum(dtype="i8"))
@@ -75,7 +86,11 @@ class Watch:
         utilisation = self._utilisation(num_flops, seconds)
         self._progress.advance(num_fed, note=self._note(utilisation))
         if self._tensorboard is not None and num_tokens:
-            scalars = {"tokens per second": num_fed / seconds, "mean NLL (nats)": nll / num_tokens, "MFU": utilisation}
+            scalars = {
+                "tokens per second": num_fed / seconds,
+                f"mean {self._store.quantity} (nats)": nll / num_tokens,
+                "MFU": utilisation,
+            }
             for name, value in scalars.items():
                 if value is not None:
                     self._tensorboard.add_scalar(f"scoring/{name}", value, self._num_fed)
@@ -83,13 +98,21 @@ class Watch:
         self._interval = max(self._interval, (time.monotonic() - now) / LOOKING_FRACTION)
         self._last_look = time.monotonic()
 
+    def _appeared(self) -> list[int]:
+        """Blocks of ours that are published by now; none where the directory cannot be listed just now."""
+        try:
+            missing = set(self._store.missing_blocks())
+        except OSError:
+            return []
+        return [block for block in self._left if block not in missing]
+
     def _utilisation(self, num_flops: float, seconds: float) -> float | None:
         if self._peak_flops is None:
             return None
         return (num_flops - self._flops_at_last_look) / seconds / self._peak_flops
 
     def _note(self, utilisation: float | None) -> str:
-        parts = [f"mean NLL {self._nll / self._num_tokens:.4f}"] if self._num_tokens else []
+        parts = [f"mean {self._store.quantity} {self._nll / self._num_tokens:.4f}"] if self._num_tokens else []
         parts += [f"MFU {utilisation:.1%}"] if utilisation is not None else []
         return ", ".join(parts)
 

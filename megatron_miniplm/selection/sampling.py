@@ -16,20 +16,22 @@ from megatron_miniplm.artifacts.manifest import (
     load_manifest,
     refuse_another,
 )
-from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.artifacts.scores import NOT_SCORED, PREDICTED_DIFFERENCE, ScoreStore
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
 from megatron_miniplm.selection.difference import differences
 from megatron_miniplm.selection.top import check_ratio, top_sequences, top_tokens
 
 SELECTION = "selection.json"
+PREDICTIONS = "predicted differences"
 
 
 def difference_sample(
-    teacher_dir: Path,
-    reference_dir: Path,
+    teacher_dir: Path | None,
+    reference_dir: Path | None,
     output_dir: Path,
     *,
+    predicted_dir: Path | None = None,
     ratio: float,
     ratio_of: str = "sequences",
     reduction: str = "mean",
@@ -37,7 +39,9 @@ def difference_sample(
     """Keep the sequences that the teacher knows much better than the reference.
 
     Args:
-        teacher_dir, reference_dir: finished score stores of the same corpus.
+        teacher_dir, reference_dir: finished score stores of the same corpus; both or none where there is a prediction,
+            and then they may be sampled: a difference that is known goes before one that is predicted.
+        predicted_dir: finished store of predicted differences, from `fit-proxy`.
         output_dir: gets `selection.json`, `data_args.txt`, and per prefix the indices and a view.
         ratio: share to keep, in (0, 1].
         ratio_of: what the share is of, `sequences` or `tokens` (scored tokens).
@@ -51,15 +55,17 @@ def difference_sample(
             another selection.
     """
     check_ratio(ratio)
-    teacher, reference = ScoreStore.open(teacher_dir), ScoreStore.open(reference_dir)
-    teacher_manifest, reference_manifest = teacher.require_complete(), reference.require_complete()
-    _check_same_corpus(teacher, reference)
-    corpora = _open_corpora(teacher)
+    roles = {PREDICTIONS: predicted_dir, "teacher scores": teacher_dir, "reference scores": reference_dir}
+    stores = {role: ScoreStore.open(directory) for role, directory in roles.items() if directory is not None}
+    fingerprints = {role: store.require_complete().fingerprint for role, store in stores.items()}
+    _check_stores(stores)
+    corpora = _open_corpora(next(iter(stores.values())))
     settings = {"ratio": ratio, "ratio_of": ratio_of, "score_reduction": reduction}
-    fingerprint = digest_values("selection", teacher_manifest.fingerprint, reference_manifest.fingerprint, settings)
+    fingerprint = digest_values("selection", *fingerprints.values(), settings)
     refuse_another(output_dir, "selection", fingerprint)
 
-    value_N, num_tokens_N = _read_differences(teacher, reference, reduction)
+    nlls_and_tokens = (_read_differences if predicted_dir is None else _read_predicted)(*stores.values())
+    value_N, num_tokens_N = differences(*nlls_and_tokens, reduction), nlls_and_tokens[-1]
     if ratio_of == "sequences":
         kept_K = top_sequences(value_N, max(1, round(ratio * len(value_N))))
     else:
@@ -75,25 +81,39 @@ def difference_sample(
         fingerprint=fingerprint,
         counts={"num_sequences": len(kept_K), "num_tokens": sum(prefix["num_tokens"] for prefix in prefixes)},
         settings=settings,
-        inputs=(
-            input_of("teacher scores", teacher_dir, teacher_manifest.fingerprint, relative_to=output_dir),
-            input_of("reference scores", reference_dir, reference_manifest.fingerprint, relative_to=output_dir),
+        inputs=tuple(
+            input_of(role, store.directory, fingerprints[role], relative_to=output_dir)
+            for role, store in stores.items()
         ),
         files={path.name: checksum_of(path) for path in own_files},
     ).write(output_dir)
     return summary
 
 
-def _check_same_corpus(teacher: ScoreStore, reference: ScoreStore) -> None:
+def _check_stores(stores: dict[str, ScoreStore]) -> None:
+    """Refuse stores that hold something else than their role says, or that are of different corpora."""
+    for role, store in stores.items():
+        expected = PREDICTED_DIFFERENCE if role == PREDICTIONS else "NLL"
+        if store.quantity != expected:
+            raise InputError(
+                f"{store.directory} holds {store.quantity}s, expected {expected}s: what fit-proxy writes goes to "
+                "--difference-scores, what score-corpus writes to --teacher-scores and --reference-scores"
+            )
+    first, *others = stores.values()
+    for other in others:
+        _check_same_corpus(first, other)
+
+
+def _check_same_corpus(one: ScoreStore, other: ScoreStore) -> None:
     def described(store: ScoreStore) -> str:
         return ", ".join(
             f"{prefix['name']} [{prefix['fingerprint'][:SHORT_HEX]}]" for prefix in store.identity["corpus"]
         )
 
-    if teacher.identity["corpus"] != reference.identity["corpus"]:
+    if one.identity["corpus"] != other.identity["corpus"]:
         raise FingerprintMismatchError(
-            f"{teacher.directory} holds scores of {described(teacher)}, but {reference.directory} of "
-            f"{described(reference)}: score the same prefixes, in the same order, with both models"
+            f"{one.directory} holds scores of {described(one)}, but {other.directory} of "
+            f"{described(other)}: score the same prefixes, in the same order, with both models"
         )
 
 
@@ -117,18 +137,50 @@ def _open_corpora(store: ScoreStore) -> list[IndexedCorpus]:
     return corpora
 
 
-def _read_differences(teacher: ScoreStore, reference: ScoreStore, reduction: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_differences(teacher: ScoreStore, reference: ScoreStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """NLL sums of the teacher and of the reference, and numbers of tokens; both must have scored every sequence."""
     ours, theirs = teacher.read_all(), reference.read_all()
-    differs_N = ours["num_tokens"] != theirs["num_tokens"]
+    for store, scores in ((teacher, ours), (reference, theirs)):
+        if num_left_out := int((scores["num_tokens"] == NOT_SCORED).sum()):
+            raise InputError(
+                f"{store.directory} holds scores of a random part of the corpus ({num_left_out:,} of {len(scores):,} "
+                "sequences were left out): score all of it, or let miniplm fit-proxy predict the difference of the "
+                "rest and give --difference-scores"
+            )
+    _check_same_counts(teacher, ours, reference, theirs, np.full(len(ours), True))
+    if not ours["num_tokens"].any():
+        raise InputError(f"{teacher.directory} has no scored tokens: the corpus has no sequence of two tokens or more")
+    return ours["nll"], theirs["nll"], ours["num_tokens"]
+
+
+def _read_predicted(predicted: ScoreStore, *known: ScoreStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same, with 0 for the teacher and the predicted difference for the reference.
+
+    Where teacher and reference are given and have scored a sequence, their own NLLs stand.
+    """
+    scores = predicted.read_all()
+    teacher_nll_N, reference_nll_N = np.zeros(len(scores), np.float32), scores["nll"]
+    if known:
+        teacher, reference = known
+        ours, theirs = teacher.read_all(), reference.read_all()
+        known_N = (ours["num_tokens"] != NOT_SCORED) & (theirs["num_tokens"] != NOT_SCORED)
+        _check_same_counts(teacher, ours, reference, theirs, known_N)
+        _check_same_counts(teacher, ours, predicted, scores, known_N)
+        teacher_nll_N = np.where(known_N, ours["nll"], teacher_nll_N)
+        reference_nll_N = np.where(known_N, theirs["nll"], reference_nll_N)
+    return teacher_nll_N, reference_nll_N, scores["num_tokens"]
+
+
+def _check_same_counts(
+    one: ScoreStore, ours: np.ndarray, other: ScoreStore, theirs: np.ndarray, compared_N: np.ndarray
+) -> None:
+    differs_N = compared_N & (ours["num_tokens"] != theirs["num_tokens"])
     if differs_N.any():
         first = int(np.argmax(differs_N))
         raise FingerprintMismatchError(
-            f"sequence {first} has {ours['num_tokens'][first]} scored tokens in {teacher.directory} and "
-            f"{theirs['num_tokens'][first]} in {reference.directory}: score both with the same settings"
+            f"sequence {first} has {ours['num_tokens'][first]} scored tokens in {one.directory} and "
+            f"{theirs['num_tokens'][first]} in {other.directory}: score both with the same settings"
         )
-    if not ours["num_tokens"].any():
-        raise InputError(f"{teacher.directory} has no scored tokens: the corpus has no sequence of two tokens or more")
-    return differences(ours["nll"], theirs["nll"], ours["num_tokens"], reduction), ours["num_tokens"]
 
 
 def _write_prefixes(

@@ -442,7 +442,13 @@ def test_finish_removes_what_a_killed_process_left(store: ScoreStore) -> None:
         store.write_block(block, np.ones(len(store.plan.sequences(block))), np.ones(len(store.plan.sequences(block))))
     (store.directory / "blocks" / ".00000001.npy.0123456789abcdef.tmp").write_bytes(b"half")
     Claims(store.directory, owner="dead").__enter__()
+    old, new = (store.directory / f".manifest.json.{name * 16}.tmp" for name in "01")
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
     store.finish((), VERSIONS)
+    assert not old.exists()
+    assert new.exists(), "another job may be finishing the store right now"
     assert {path.name for path in (store.directory / "blocks").iterdir()} == {
         f"0000000{block}.npy" for block in range(3)
     }

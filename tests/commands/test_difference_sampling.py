@@ -69,3 +69,10 @@ def test_usage_errors_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         run_tool("difference-sampling", [*STORES, "--output", "refined"])
     assert raised.value.code == 2
     assert "the following arguments are required: --ratio" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [[], STORES[:2], [*STORES[2:], "--difference-scores", "teacher"]])
+def test_scores_of_both_models_or_predictions(capsys: pytest.CaptureFixture[str], given: list[str]) -> None:
+    assert run_tool("difference-sampling", [*given, "--ratio", "0.5", "--output", "refined"]) == 2
+    expected = "error: give --teacher-scores and --reference-scores, or --difference-scores, or all three\n"
+    assert capsys.readouterr().err == expected

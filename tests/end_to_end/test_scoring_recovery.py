@@ -1,96 +1,121 @@
 """A scoring run that is killed, then told to stop, then left alone ends with the bytes of an undisturbed one."""
 
-import os
 import signal
-import subprocess
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from megatron_runs import (
-    TIMEOUT_SECONDS,
-    TinyRun,
-    directory_bytes,
-    environment,
-    error_lines,
-    random_sequences,
-    run,
-    score_command,
-    write_corpus,
-)
+from megatron_runs import TinyRun, directory_bytes, error_lines, random_sequences, run, score_command, write_corpus
+from scoring_jobs import Job, block_times, litter
 
 from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.indexed import IndexedCorpus
 
 pytestmark = pytest.mark.slow
 
 NUM_SEQUENCES = 6000  # of 100 tokens: some 10 seconds of work in 120 blocks
+STOPPED = "error: told to stop; all finished blocks are kept, the same command continues"
+#: A rank ends its pass first, and torchrun gives ranks that do not stop 30 seconds.
+STOP_SECONDS = 20
 
 
-def block_times(directory: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (directory / "blocks").glob("*.npy")}
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> IndexedCorpus:
+    return write_corpus(tmp_path_factory.mktemp("recovery") / "large", random_sequences([100] * NUM_SEQUENCES))
+
+
+def command(tiny: TinyRun, corpus: IndexedCorpus, directory: Path, num_processes: int = 1) -> list[str]:
+    flags = ["--use-checkpoint-args"]
+    return score_command(tiny.checkpoint, [corpus.prefix], directory, *flags, num_processes=num_processes)
 
 
 def interrupt(command: list[str], directory: Path, number: signal.Signals) -> tuple[int, str]:
-    """Start a run in a process group of its own and signal it once it has published two more blocks.
+    """Start a run and signal it once it has published two more blocks.
 
     Returns:
         Its exit code and stderr.
     """
-    enough = len(block_times(directory)) + 2
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    try:
-        while len(block_times(directory)) < enough:
-            assert process.poll() is None, "the run ended before it could be interrupted: make the corpus larger"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        os.killpg(process.pid, number)
-        _, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return process.returncode, stderr
+    with Job(command, directory) as job:
+        job.wait_for_blocks(2)
+        job.send(number)
+        return job.wait(), job.stderr
 
 
-def test_killed_then_stopped_then_finished(tiny: TinyRun, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "large", random_sequences([100] * NUM_SEQUENCES))
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-
-    def command(directory: Path) -> list[str]:
-        return score_command(tiny.checkpoint, [corpus.prefix], directory, "--use-checkpoint-args")
-
-    exit_code, _ = interrupt(command(disturbed), disturbed, signal.SIGKILL)
+def test_killed_then_stopped_then_finished(tiny: TinyRun, corpus: IndexedCorpus, tmp_path: Path) -> None:
+    undisturbed, disturbed = corpus.prefix.with_name("undisturbed"), corpus.prefix.with_name("disturbed")
+    exit_code, _ = interrupt(command(tiny, corpus, disturbed), disturbed, signal.SIGKILL)
     assert exit_code == -signal.SIGKILL
     store = ScoreStore.open(disturbed)
-    survived_kill = block_times(disturbed)
-    assert 2 <= len(survived_kill) < store.plan.num_blocks
-    for block in set(range(store.plan.num_blocks)) - set(store.missing_blocks()):
-        store.read_block(block)  # whatever is visible is whole
+    survived = [block_times(disturbed)]
+    assert 2 <= len(survived[0]) < store.plan.num_blocks
+    assert store.verify() == {}  # whatever is visible is whole
     # What a kill in the middle of a write leaves.
     (disturbed / "blocks" / f".{store.block_path(store.missing_blocks()[0]).name}.4194304.tmp").write_bytes(b"half")
 
-    exit_code, stderr = interrupt(command(disturbed), disturbed, signal.SIGTERM)
-    assert exit_code == 75
-    assert error_lines(stderr) == [
-        "error: told to stop; all finished blocks are kept, the same command continues",
-    ]
-    survived_stop = block_times(disturbed)
-    assert survived_kill.items() <= survived_stop.items()
-    assert len(survived_kill) < len(survived_stop) < store.plan.num_blocks
+    left_by_kill = litter(disturbed)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        exit_code, stderr = interrupt(command(tiny, corpus, disturbed), disturbed, number)
+        assert exit_code == 75
+        assert error_lines(stderr) == [STOPPED]
+        assert set(litter(disturbed)) <= set(left_by_kill), "claims were not given back"
+        survived.append(block_times(disturbed))
+        assert survived[-2].items() <= survived[-1].items()
+        assert len(survived[-2]) < len(survived[-1]) < store.plan.num_blocks
 
     for directory in (disturbed, undisturbed):
-        process = run(command(directory))
+        process = run(command(tiny, corpus, directory))
         assert process.returncode == 0, process.stderr[-4000:]
-    assert survived_stop.items() <= block_times(disturbed).items(), "a finished block was written again"
+    assert survived[-1].items() <= block_times(disturbed).items(), "a finished block was written again"
     files = directory_bytes(disturbed)
     assert files == directory_bytes(undisturbed)
     assert {"identity.json", "manifest.json"} < files.keys()
     assert len(files) == store.plan.num_blocks + 3
+
+
+@pytest.mark.parametrize("is_started", [False, True], ids=["imports", "loads the model"])
+def test_a_signal_before_the_first_block(
+    tiny: TinyRun, corpus: IndexedCorpus, tmp_path: Path, is_started: bool
+) -> None:
+    """SLURM does not ask whether there is anything to save."""
+    scores = tmp_path / "scores"
+    with Job(command(tiny, corpus, scores), scores) as job:
+        job.wait_for((scores / "identity.json").exists if is_started else lambda: job.catches(signal.SIGUSR1))
+        job.send(signal.SIGUSR1)
+        assert job.wait(STOP_SECONDS) == 75
+        lines = [line for line in job.stderr.splitlines() if line == STOPPED or line.startswith("interrupted; ")]
+    interrupted = "interrupted; run the same command again to continue"
+    # A tiny model is loaded at once, and the signal may come after that.
+    assert lines == [interrupted] or (is_started and lines == [STOPPED])
+    assert litter(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("send", "survives"),
+    [
+        (lambda job: job.send(signal.SIGUSR1, rank=1), True),
+        (lambda job: job.send_to_launcher(signal.SIGTERM), True),
+        (lambda job: job.send(signal.SIGUSR1), False),
+    ],
+    ids=["one rank of two", "launcher, which passes it on", "launcher, which dies of it, and ranks"],
+)
+def test_a_signal_to_two_ranks(
+    tiny: TinyRun, corpus: IndexedCorpus, tmp_path: Path, send: Callable[[Job], None], survives: bool
+) -> None:
+    """`survives`: torchrun's own process, whose store the ranks talk through."""
+    scores = tmp_path / "scores"
+    with Job(command(tiny, corpus, scores, num_processes=2), scores, 2) as job:
+        job.wait_for_blocks(2)
+        before = block_times(scores)
+        send(job)
+        exit_code = job.wait(STOP_SECONDS)
+        lines = [line for line in job.stderr.splitlines() if line.startswith("error: ")]
+        if survives:
+            assert exit_code > 0
+            assert lines == [STOPPED], job.stderr[-3000:]
+        else:
+            assert exit_code == -signal.SIGUSR1
+    store = ScoreStore.open(scores)
+    assert before.items() <= block_times(scores).items()
+    assert store.missing_blocks()
+    assert store.verify() == {}
+    assert litter(scores) == [], "claims were not given back"

@@ -32,13 +32,18 @@ def write_scores(
     num_tokens: Sequence[int] | None = None,
     *,
     block_sequences: int = 3,
+    settings: dict[str, Any] | None = None,
 ) -> ScoreStore:
-    """Write a finished store of a model named like the directory; by default all tokens but the first are scored."""
+    """Write a finished store of a model named like the directory; by default all tokens but the first are scored.
+
+    Args:
+        settings: of the identity, beside those that every store has.
+    """
     if num_tokens is None:
         num_tokens = np.concatenate([np.maximum(corpus.lengths_N - 1, 0) for corpus in corpora])
-    store = ScoreStore.create_or_resume(
-        directory, identity_of(corpora, model=directory.name, block_sequences=block_sequences)
-    )
+    identity = identity_of(corpora, model=directory.name, block_sequences=block_sequences)
+    identity["settings"].update(settings or {})
+    store = ScoreStore.create_or_resume(directory, identity)
     for block in range(store.plan.num_blocks):
         ids = list(store.plan.sequences(block))
         store.write_block(block, np.asarray(nll, np.float64)[ids], np.asarray(num_tokens)[ids])

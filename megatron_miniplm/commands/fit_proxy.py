@@ -1,0 +1,148 @@
+"""Fine-tune a small model to predict the difference from the text, and predict it for every sequence.
+
+Where one pass of the teacher over the corpus is too dear: score a random part of it (`score-corpus --sample-fraction`)
+with teacher and reference, fit a proxy to the differences of that part, and select by what it predicts for all. A
+Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x DP. The fit starts
+from a Megatron checkpoint or a Hugging Face directory, usually the reference model:
+
+    torchrun --nproc-per-node 8 tools/fit_proxy.py --load REFERENCE --use-checkpoint-args \\
+        --seq-length 1024 --micro-batch-size 16 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
+        --miniplm-corpus data/pile_text_document --teacher-scores scores/teacher --reference-scores scores/reference \\
+        --proxy-steps 2000 --lr 1e-4 --save checkpoints/proxy --difference-scores scores/predicted
+
+A part of the sampled sequences is never trained on; how well predicted and true difference agree on it is printed and
+written to scores/predicted/agreement.json. A killed job is continued by the same command.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_miniplm.artifacts.data_args import expand_prefixes
+from megatron_miniplm.artifacts.manifest import is_prefix
+from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.commands.score_corpus import model_flags, open_model
+from megatron_miniplm.errors import InputError
+from megatron_miniplm.mcore.device_flags import given_flags
+from megatron_miniplm.scoring.proxy.targets import check_pair
+
+if TYPE_CHECKING:
+    from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
+
+#: Flags of Megatron that ours stand for.
+OURS_INSTEAD = {
+    "--train-iters": "--proxy-steps",
+    "--train-samples": "--proxy-steps",
+    "--global-batch-size": "--proxy-batch-sequences",
+    "--rampup-batch-size": "--proxy-batch-sequences",
+}
+#: Of flags that Megatron leaves open.
+DEFAULTS = {"lr": 1e-4, "save_interval": 500}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Our argument group beside Megatron's."""
+    group = parser.add_argument_group(title="miniplm proxy")
+    group.add_argument(
+        "--miniplm-corpus", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories of views"
+    )
+    group.add_argument("--teacher-scores", required=True, metavar="DIR", help="of a random part of the corpus")
+    group.add_argument("--reference-scores", required=True, metavar="DIR", help="of the same part, or of all of it")
+    group.add_argument(
+        "--difference-scores", required=True, metavar="DIR", help="where the predictions go; resumed if started"
+    )
+    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
+    group.add_argument(
+        "--miniplm-float32", action="store_true", help="compute in float32 whatever --load-hf is stored in"
+    )
+    group.add_argument("--proxy-steps", type=int, required=True, metavar="N", help="updates of the fit")
+    group.add_argument(
+        "--proxy-batch-sequences", type=int, default=64, metavar="N", help="sequences of an update (default: 64)"
+    )
+    group.add_argument(
+        "--holdout-fraction",
+        type=float,
+        default=0.1,
+        metavar="F",
+        help="share of the sampled sequences that is only compared with (default: 0.1)",
+    )
+    group.add_argument(
+        "--miniplm-block-sequences",
+        type=int,
+        default=4096,
+        help="sequences of a block of predictions, the unit of work, of resuming and of files (default: 4096)",
+    )
+    group.add_argument(
+        "--miniplm-window-overlap",
+        type=int,
+        default=None,
+        metavar="TOKENS",
+        help="context repeated between the windows of a sequence longer than --seq-length; default: a quarter of it",
+    )
+    group.add_argument(
+        "--miniplm-any-tokenizer",
+        action="store_true",
+        help="take a corpus whose tokenizer has another fingerprint; its ids must mean the same",
+    )
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse Megatron's flags, fit and predict."""
+    from megatron_miniplm.mcore import program
+
+    with program.alike_on_all_ranks():
+        model, defaults = None, dict(DEFAULTS)
+        if not {"-h", "--help"} & set(argv):
+            model, num_steps = _check(argv)
+            defaults["train_iters"] = num_steps
+        sys.argv[1:] = [*model_flags(model, argv), *argv]
+        program.prepare()
+        args = program.parse(add_arguments, defaults=defaults)
+    if args.miniplm_window_overlap is None:
+        args.miniplm_window_overlap = args.seq_length // 4
+    # What counts is taken from the teacher's scores, and every sequence is predicted.
+    args.mask_eod = args.score_first_token = False
+    args.sample_fraction, args.sample_seed = 1.0, 0
+    prefixes = expand_prefixes(args.miniplm_corpus)
+    program.initialize()
+    # Megatron's own would be a multiple of the number of replicas. Its scheduler counts in it.
+    args.global_batch_size = args.proxy_batch_sequences
+    try:
+        from megatron_miniplm.commands.scored_model import scoring_setup
+        from megatron_miniplm.scoring.proxy.engine import fit_and_predict
+
+        fit_and_predict(args, prefixes, *scoring_setup(args, model))
+    finally:
+        program.shut_down()
+
+
+def _check(argv: Sequence[str]) -> tuple["HuggingFaceModel | None", int]:
+    """Refuse what cannot work at once, not after the seconds that importing Megatron takes.
+
+    Returns:
+        The Hugging Face model, if it is one, and the number of steps.
+    """
+    parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
+    parser.add_argument("--load")
+    parser.add_argument("--save")
+    arguments, _ = parser.parse_known_args(argv)
+    if found := sorted(given_flags(argv) & OURS_INSTEAD.keys()):
+        raise InputError(f"{found[0]} has no meaning here: give {OURS_INSTEAD[found[0]]}")
+    for flag, least in (("--proxy-steps", 1), ("--proxy-batch-sequences", 1), ("--miniplm-block-sequences", 1)):
+        value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
+        if value < least:
+            raise InputError(f"{flag} {value} must be at least {least}")
+    if not 0 < arguments.holdout_fraction < 1:
+        raise InputError(f"--holdout-fraction {arguments.holdout_fraction} must lie in (0, 1)")
+    if arguments.save is None:
+        raise InputError("--save is missing: give a directory for the checkpoints of the proxy")
+    if arguments.load is not None and Path(arguments.load).resolve() == Path(arguments.save).resolve():
+        raise InputError(f"--load and --save are both {arguments.save}: give the proxy a directory of its own")
+    for prefix in expand_prefixes(arguments.miniplm_corpus):
+        if not is_prefix(prefix):
+            raise InputError(f"{prefix}.idx does not exist: give the prefix of a .bin/.idx pair, without extension")
+    check_pair(*(ScoreStore.open(Path(scores)) for scores in (arguments.teacher_scores, arguments.reference_scores)))
+    return open_model(arguments, argv), arguments.proxy_steps
