@@ -78,7 +78,7 @@ class HuggingFaceEncoder:
 
     def fingerprint(self) -> Fingerprint:
         split = ["split_special_tokens"] if self._settings.split_special_tokens else []
-        return digest_values(self._settings.tokenizer_type, self._reference.to_str(), self.eod_id, *split)
+        return digest_values(self._settings.tokenizer_type, _content(self._reference), self.eod_id, *split)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return self._fast(texts) if self._fast is not None else self._encode_reference(texts)
@@ -202,6 +202,18 @@ def _splits_only(steps: dict[str, Any]) -> bool:
         or step.get("type") == "Digits"
         for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     )
+
+
+def _content(tokenizer: Any) -> str:
+    """The serialised tokenizer, without a template that adds nothing: transformers puts one in beside some models."""
+    text = tokenizer.to_str()
+    config = json.loads(text)
+    template = config["post_processor"]
+    if template is None or template["type"] != "TemplateProcessing" or template["special_tokens"]:
+        return text
+    if any("SpecialToken" in part for part in (*template["single"], *template["pair"])):
+        return text
+    return type(tokenizer).from_str(json.dumps({**config, "post_processor": None})).to_str()
 
 
 def _without_trimming(post_processor: Any) -> Any:

@@ -76,7 +76,7 @@ class ProxyScorer(Scorer):
         """What the last stage's output says of a row.
 
         Returns:
-            The standardised difference of each document, (D,) float32, and the document of each scored prediction, (K,).
+            The standardised difference of each document, (D,) float32, and each scored prediction's document, (K,).
         """
         assert self._head is not None
         if self._config.sequence_parallel:

@@ -33,6 +33,26 @@ def test_bpe_gives_the_ids_of_tokenizers_and_loses_nothing(
     assert [bpe.decode(part) for part in ids] == texts
 
 
+def test_a_template_that_adds_nothing_is_no_part_of_the_fingerprint(bpe_dir: Path, tmp_path: Path) -> None:
+    """transformers puts one into the tokenizer of a Llama directory; one that adds a token is another tokenizer."""
+    fingerprints = []
+    for name, template in (("empty", "$A"), ("eos", "$A <|endoftext|>")):
+        shutil.copytree(bpe_dir, tmp_path / name)
+        tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / name / "tokenizer.json"))
+        tokens = [("<|endoftext|>", 0)] if "<" in template else []
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=template, pair="$A $B", special_tokens=tokens
+        )
+        tokenizer.save(str(tmp_path / name / "tokenizer.json"))
+        fingerprints.append(load_encoder("HuggingFaceTokenizer", tmp_path / name, 1).fingerprint())
+    plain = tokenizers.Tokenizer.from_file(str(bpe_dir / "tokenizer.json"))
+    plain.post_processor = None
+    shutil.copytree(bpe_dir, tmp_path / "plain")
+    plain.save(str(tmp_path / "plain" / "tokenizer.json"))
+    expected = load_encoder("HuggingFaceTokenizer", tmp_path / "plain", 1).fingerprint()
+    assert fingerprints[0] == expected != fingerprints[1]
+
+
 def test_the_fingerprint_is_of_the_content_not_of_the_place(bpe: TextEncoder, bpe_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(bpe_dir, tmp_path / "copy")
     assert load_encoder("HuggingFaceTokenizer", tmp_path / "copy", 1).fingerprint() == bpe.fingerprint()
