@@ -18,6 +18,6 @@
     proxy      a small model that predicts the difference from a sample of scores               megatron
 
 The store itself is `artifacts.scores`: the selection reads it too. Blocks are the unit of everything: of work, of
-claims, of files. What is computed for a block depends on that block alone, so that the result is the same for any number
-of data-parallel ranks and after any interruption.
+claims, of files. What is computed for a block depends on that block alone, so that the result is the same for any
+number of data-parallel ranks and after any interruption.
 """

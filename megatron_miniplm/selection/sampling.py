@@ -66,10 +66,7 @@ def difference_sample(
 
     nlls_and_tokens = (_read_differences if predicted_dir is None else _read_predicted)(*stores.values())
     value_N, num_tokens_N = differences(*nlls_and_tokens, reduction), nlls_and_tokens[-1]
-    if ratio_of == "sequences":
-        kept_K = top_sequences(value_N, max(1, round(ratio * len(value_N))))
-    else:
-        kept_K = top_tokens(value_N, num_tokens_N, ratio * int(num_tokens_N.sum(dtype=np.int64)))
+    kept_K = _top(value_N, num_tokens_N, ratio, ratio_of)
 
     prefixes = _write_prefixes(output_dir, corpora, kept_K, {**settings, "selection": fingerprint[:SHORT_HEX]})
     write_data_args(output_dir, [(prefix["num_tokens"], output_dir / prefix["view"]) for prefix in prefixes])
@@ -88,6 +85,12 @@ def difference_sample(
         files={path.name: checksum_of(path) for path in own_files},
     ).write(output_dir)
     return summary
+
+
+def _top(value_N: np.ndarray, num_tokens_N: np.ndarray, ratio: float, ratio_of: str) -> np.ndarray:
+    if ratio_of == "sequences":
+        return top_sequences(value_N, max(1, round(ratio * len(value_N))))
+    return top_tokens(value_N, num_tokens_N, ratio * int(num_tokens_N.sum(dtype=np.int64)))
 
 
 def _check_stores(stores: dict[str, ScoreStore]) -> None:
