@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
-from megatron_miniplm.artifacts.manifest import is_prefix
 from megatron_miniplm.artifacts.scores import ScoreStore
-from megatron_miniplm.commands.score_corpus import model_flags, open_model
+from megatron_miniplm.commands.score_corpus import add_shared_arguments, check_prefixes, model_flags, open_model
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
 from megatron_miniplm.scoring.proxy.targets import check_pair
@@ -45,17 +44,11 @@ DEFAULTS = {"lr": 1e-4, "save_interval": 500}
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Our argument group beside Megatron's."""
     group = parser.add_argument_group(title="miniplm proxy")
-    group.add_argument(
-        "--miniplm-corpus", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories of views"
-    )
+    add_shared_arguments(group)
     group.add_argument("--teacher-scores", required=True, metavar="DIR", help="of a random part of the corpus")
     group.add_argument("--reference-scores", required=True, metavar="DIR", help="of the same part, or of all of it")
     group.add_argument(
         "--difference-scores", required=True, metavar="DIR", help="where the predictions go; resumed if started"
-    )
-    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
-    group.add_argument(
-        "--miniplm-float32", action="store_true", help="compute in float32 whatever --load-hf is stored in"
     )
     group.add_argument("--proxy-steps", type=int, required=True, metavar="N", help="updates of the fit")
     group.add_argument(
@@ -67,24 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         default=0.1,
         metavar="F",
         help="share of the sampled sequences that is only compared with (default: 0.1)",
-    )
-    group.add_argument(
-        "--miniplm-block-sequences",
-        type=int,
-        default=4096,
-        help="sequences of a block of predictions, the unit of work, of resuming and of files (default: 4096)",
-    )
-    group.add_argument(
-        "--miniplm-window-overlap",
-        type=int,
-        default=None,
-        metavar="TOKENS",
-        help="context repeated between the windows of a sequence longer than --seq-length; default: a quarter of it",
-    )
-    group.add_argument(
-        "--miniplm-any-tokenizer",
-        action="store_true",
-        help="take a corpus whose tokenizer has another fingerprint; its ids must mean the same",
     )
     return parser
 
@@ -141,8 +116,6 @@ def _check(argv: Sequence[str]) -> tuple["HuggingFaceModel | None", int]:
         raise InputError("--save is missing: give a directory for the checkpoints of the proxy")
     if arguments.load is not None and Path(arguments.load).resolve() == Path(arguments.save).resolve():
         raise InputError(f"--load and --save are both {arguments.save}: give the proxy a directory of its own")
-    for prefix in expand_prefixes(arguments.miniplm_corpus):
-        if not is_prefix(prefix):
-            raise InputError(f"{prefix}.idx does not exist: give the prefix of a .bin/.idx pair, without extension")
+    check_prefixes(arguments)
     check_pair(*(ScoreStore.open(Path(scores)) for scores in (arguments.teacher_scores, arguments.reference_scores)))
     return open_model(arguments, argv), arguments.proxy_steps

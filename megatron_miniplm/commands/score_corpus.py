@@ -35,10 +35,35 @@ UNUSED_BUT_REQUIRED = {"train_iters": 1, "lr": 1e-4}
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Our argument group beside Megatron's."""
     group = parser.add_argument_group(title="miniplm scoring")
+    add_shared_arguments(group)
+    group.add_argument("--miniplm-scores", required=True, metavar="DIR", help="where the scores go; resumed if started")
+    group.add_argument(
+        "--mask-eod", action="store_true", help="do not count predictions whose input is the end-of-document token"
+    )
+    group.add_argument(
+        "--score-first-token",
+        action="store_true",
+        help="put BOS before every sequence, so that its first counts",
+    )
+    group.add_argument(
+        "--bos-token-id", type=int, metavar="ID", help="of --score-first-token; default: the tokenizer's"
+    )
+    group.add_argument(
+        "--sample-fraction",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="score a random part of all sequences",
+    )
+    group.add_argument("--sample-seed", type=int, default=0, metavar="SEED", help="of --sample-fraction (default: 0)")
+    return parser
+
+
+def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
+    """What every program says of the model, the corpus and how they meet; `fit-proxy` has these too."""
     group.add_argument(
         "--miniplm-corpus", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories of views"
     )
-    group.add_argument("--miniplm-scores", required=True, metavar="DIR", help="where the scores go; resumed if started")
     group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
     group.add_argument(
         "--miniplm-float32",
@@ -59,30 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="context repeated between the windows of a sequence longer than --seq-length; default: a quarter of it",
     )
     group.add_argument(
-        "--mask-eod", action="store_true", help="do not count predictions whose input is the end-of-document token"
-    )
-    group.add_argument(
-        "--score-first-token",
-        action="store_true",
-        help="put BOS before every sequence, so that its first counts",
-    )
-    group.add_argument(
-        "--bos-token-id", type=int, metavar="ID", help="of --score-first-token; default: the tokenizer's"
-    )
-    group.add_argument(
         "--miniplm-any-tokenizer",
         action="store_true",
         help="score a corpus whose tokenizer has another fingerprint; its ids must mean the same",
     )
-    group.add_argument(
-        "--sample-fraction",
-        type=float,
-        default=1.0,
-        metavar="F",
-        help="score a random part of all sequences",
-    )
-    group.add_argument("--sample-seed", type=int, default=0, metavar="SEED", help="of --sample-fraction (default: 0)")
-    return parser
 
 
 def run(argv: Sequence[str]) -> None:
@@ -128,14 +133,19 @@ def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
     parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
-    for prefix in expand_prefixes(arguments.miniplm_corpus):
-        if not is_prefix(prefix):
-            raise InputError(f"{prefix}.idx does not exist: give the prefix of a .bin/.idx pair, without extension")
+    check_prefixes(arguments)
     if arguments.miniplm_block_sequences < 1:
         raise InputError(f"--miniplm-block-sequences {arguments.miniplm_block_sequences} must be at least 1")
     if not 0 < arguments.sample_fraction <= 1:
         raise InputError(f"--sample-fraction {arguments.sample_fraction} must lie in (0, 1]")
     return open_model(arguments, argv)
+
+
+def check_prefixes(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` where `--miniplm-corpus` names what is no prefix."""
+    for prefix in expand_prefixes(arguments.miniplm_corpus):
+        if not is_prefix(prefix):
+            raise InputError(f"{prefix}.idx does not exist: give the prefix of a .bin/.idx pair, without extension")
 
 
 def open_model(arguments: argparse.Namespace, argv: Sequence[str]) -> "HuggingFaceModel | None":

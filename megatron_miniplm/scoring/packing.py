@@ -1,7 +1,6 @@
 """Windows of one block -> full rows, by best fit; which windows share a row depends on their lengths alone."""
 
 import bisect
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,8 +45,3 @@ def pack_rows(num_inputs_W: np.ndarray, *, row_tokens: int) -> list[np.ndarray]:
 def trimmed_length(num_tokens: int, *, row_tokens: int) -> int:
     """Length of a row that may end early: the tokens, rounded up to `ROW_MULTIPLE`, at most a full row."""
     return min(row_tokens, -(-num_tokens // ROW_MULTIPLE) * ROW_MULTIPLE)
-
-
-def fill_fraction(rows: Sequence[np.ndarray], num_inputs_W: np.ndarray, *, row_tokens: int) -> float:
-    """Tokens in the rows / tokens that the rows could hold."""
-    return float(num_inputs_W.sum()) / (len(rows) * row_tokens) if rows else 1.0

@@ -44,7 +44,7 @@ class Watch:
         self._peak_flops = peak_flops
         self._progress = Progress(sum(self._left.values()), " tokens", visible=visible)
         self._is_used = visible or tensorboard is not None
-        self._started = self._last_look = time.monotonic()
+        self._last_look = time.monotonic()
         self._interval = LINE_INTERVAL_SECONDS / 2
         self._nll, self._num_tokens, self._num_fed = 0.0, 0, 0
         self._flops_at_last_look = 0.0
