@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from types import FrameType
 
 from megatron_miniplm.errors import EXIT_RESUMABLE, STOP_SIGNALS, MiniPLMError, unusable_path
 
@@ -60,9 +61,15 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
     module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[name][0]}")
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    told_to_stop: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        told_to_stop.append(number)
+        raise KeyboardInterrupt
+
     try:
         for number in STOP_SIGNALS:
-            signal.signal(number, _interrupt)  # until the tool knows a better place to stop at
+            signal.signal(number, interrupt)  # until the tool knows a better place to stop at
         if name in MEGATRON_PROGRAMS:
             module.run(argv)
             return 0
@@ -79,7 +86,10 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
             sys.stderr.close()  # `| head` closed the pipe: no traceback, and nothing more to print
             return 0
         return report(unusable_path(error))
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # torch.distributed.checkpoint, for one, catches whatever is raised and raises its own.
+        if not told_to_stop and not isinstance(error, KeyboardInterrupt):
+            raise
         if os.environ.get("RANK", "0") == "0":
             print("interrupted; run the same command again to continue", file=sys.stderr)
         return EXIT_RESUMABLE
@@ -94,7 +104,3 @@ def report(error: MiniPLMError) -> int:
         place = "" if rank == "0" else f"[rank {rank}] "
         print(f"{place}error: {error}", file=sys.stderr, flush=True)
     return error.exit_code
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
