@@ -19,18 +19,21 @@ class Progress:
         total: how many `unit`s there are.
         unit: what is counted, such as `B` or ` tokens`.
         visible: False on ranks that have nothing to say.
+        title: of the step, where a program has several.
     """
 
-    def __init__(self, total: int, unit: str, *, visible: bool = True) -> None:
+    def __init__(self, total: int, unit: str, *, visible: bool = True, title: str = "") -> None:
         from tqdm import tqdm
 
         self.total = total
         self.unit = unit
         self.done = 0
+        self._title = f"{title}: " if title else ""
         self._visible = visible
         self._on_terminal = sys.stderr.isatty()
         self._started = self._last_line = time.monotonic()
-        self._bar = tqdm(total=total, unit=unit, unit_scale=True, disable=not (visible and self._on_terminal))
+        hidden = not (visible and self._on_terminal)
+        self._bar = tqdm(total=total, unit=unit, unit_scale=True, desc=title or None, disable=hidden)
 
     def advance(self, count: int, *, note: str = "") -> None:
         """Count on, and show it now and then, with a note behind."""
@@ -48,7 +51,7 @@ class Progress:
         left_seconds = (self.total - self.done) / rate if rate else float("inf")
         share, total, speed = self.done / self.total, scaled(self.total, self.unit), scaled(rate, self.unit)
         note = f", {note}" if note else ""
-        logger.info("%.1f%% of %s, %s/s, %.0f s left%s", 100 * share, total, speed, left_seconds, note)
+        logger.info("%s%.1f%% of %s, %s/s, %.0f s left%s", self._title, 100 * share, total, speed, left_seconds, note)
 
     def __enter__(self) -> Self:
         return self

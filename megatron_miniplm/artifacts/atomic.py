@@ -1,9 +1,10 @@
 """Writes that are all or nothing: beside the target, fsync, rename, fsync of the directory."""
 
+import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -77,3 +78,31 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Write one `.npy` (format 1.0, C order, no pickles)."""
     with atomic_output(path) as stream:
         np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+
+
+@contextmanager
+def array_output(path: Path, dtype: np.dtype) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write one `.npy` of one dimension piece by piece, with the bytes that `write_array` would write.
+
+    Yields:
+        A function that appends an array.
+    """
+    num_written = 0
+    with atomic_output(path) as stream:
+        stream.write(_header(0, dtype))
+
+        def append(array: np.ndarray) -> None:
+            nonlocal num_written
+            stream.write(np.ascontiguousarray(array, dtype).data)
+            num_written += len(array)
+
+        yield append
+        stream.seek(0)
+        stream.write(_header(num_written, dtype))  # NumPy leaves room for any length
+
+
+def _header(num_values: int, dtype: np.dtype) -> bytes:
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": (num_values,)})
+    return header.getvalue()

@@ -1,60 +1,186 @@
 """Keep the sequences that the teacher knows much better than the reference (difference sampling).
 
-Writes to --output: `selection.json`, one view and one array of indices a prefix, and `data_args.txt` for Megatron's
---data-args-path. No token is copied. Differences are those of two scores, or what fit-proxy has predicted.
+Writes to --output: `selection.json`, indices, weights and a view a prefix, and `data_args.txt` for Megatron's
+--data-args-path. No token is copied. Differences are those of two scores, or what fit-proxy has predicted. Under
+torchrun or srun all processes share the work, with the same result.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.selection.difference import REDUCTIONS
+from megatron_miniplm.selection.difference import DIFFERENCE, REDUCTIONS, UNITS, Measure
+from megatron_miniplm.selection.rule import RATIO_OF, SAMPLING, WEIGHTS, Rule
+
+SEEN_BY_REFERENCE = ("error", "exclude", "allow")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--teacher-scores", type=Path, metavar="DIR")
-    parser.add_argument("--reference-scores", type=Path, metavar="DIR")
-    parser.add_argument(
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--index-only", action="store_true", help="indices and weights, but no views")
+    _add_scores(parser.add_argument_group("scores"))
+    _add_target(parser.add_argument_group("how much is kept (one of the three)"))
+    _add_ranking(parser.add_argument_group("what is kept"))
+    _add_filters(parser.add_argument_group("what takes part"))
+    _add_weights(parser.add_argument_group("weights"))
+
+
+def _add_scores(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--teacher-scores", type=Path, metavar="DIR")
+    group.add_argument("--reference-scores", type=Path, metavar="DIR")
+    group.add_argument(
         "--difference-scores",
         type=Path,
         metavar="DIR",
         help="predictions of fit-proxy; beside them --teacher-scores and --reference-scores may be sampled, and what "
         "these know is not predicted",
     )
-    parser.add_argument("--ratio", type=float, required=True, help="share to keep, in (0, 1]; the paper keeps 0.5")
-    parser.add_argument("--ratio-of", choices=("sequences", "tokens"), default="sequences")
-    parser.add_argument(
+    group.add_argument(
+        "--from-scores",
+        default=DIFFERENCE,
+        metavar="EXPR",
+        help=f"rank by this instead of '{DIFFERENCE}', the greatest first: an expression of teacher and reference "
+        "(NLLs, reduced) and tokens, such as '-teacher' (lowest perplexity of the teacher)",
+    )
+    group.add_argument(
         "--score-reduction",
         choices=REDUCTIONS,
         default="mean",
-        help="rank by the difference per token (the paper's code, default) or by its sum (the paper's formula)",
+        help="NLL a token (the paper's code, default), its sum (the paper's formula), or bits a byte of text",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+
+
+def _add_target(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--ratio", type=float, help="share to keep, in (0, 1]; the paper keeps 0.5")
+    group.add_argument("--ratio-of", choices=RATIO_OF, default="sequences")
+    group.add_argument("--target-tokens", type=int, metavar="N", help="tokens to keep")
+    group.add_argument("--threshold", type=float, metavar="R", help="keep all that have at least this difference")
+
+
+def _add_ranking(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--sampling",
+        choices=SAMPLING,
+        default="top",
+        help="the top set, or a sample without replacement in proportion to exp(difference / temperature)",
+    )
+    group.add_argument("--temperature", type=float, default=1.0, help="of --sampling gumbel (default: 1)")
+    group.add_argument("--seed", type=int, default=1, help="of --sampling gumbel and --repeat-by-weight (default: 1)")
+    group.add_argument("--per-domain", action="store_true", help="the ratio or target holds in every domain")
+    group.add_argument("--drop-negative", action="store_true", help="drop negative differences, whatever the ratio")
+
+
+def _add_filters(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--keep-domain", action="append", default=[], metavar="NAME", help="only this one; repeatable")
+    group.add_argument("--drop-domain", action="append", default=[], metavar="NAME", help="repeatable")
+    group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="leave out sequences of fewer tokens")
+    group.add_argument(
+        "--seen-by-reference",
+        choices=SEEN_BY_REFERENCE,
+        default="error",
+        help="what to do with sequences that the reference model was trained on (default: error)",
+    )
+    group.add_argument(
+        "--reference-data",
+        nargs="+",
+        default=[],
+        metavar="PREFIX",
+        help="what it was trained on, beside what its checkpoint says: prefixes, or a directory of them",
+    )
+
+
+def _add_weights(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--weights", choices=WEIGHTS, default="none", help="weights of mean 1; default: all 1")
+    group.add_argument("--weight-temperature", type=float, default=1.0, help="of --weights softmax (default: 1)")
+    group.add_argument("--weight-cap", type=float, default=10.0, help="greatest weight (default: 10)")
+    group.add_argument(
+        "--repeat-by-weight",
+        action="store_true",
+        help="views have every sequence as often as its weight says: floor(w) times, and once more with the remaining "
+        "probability",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
+    measure = Measure(expression=arguments.from_scores, reduction=arguments.score_reduction)
+    rule = Rule(
+        measure=measure,
+        keep_domains=tuple(arguments.keep_domain),
+        drop_domains=tuple(arguments.drop_domain),
+        repeat=arguments.repeat_by_weight,
+        **{name: getattr(arguments, name) for name in _SAME_NAME},
+    )
+    scores = _scores(arguments, measure)
+    reference_data = expand_prefixes(arguments.reference_data)
+
+    from megatron_miniplm.selection.ranks import ranks_of_launcher
     from megatron_miniplm.selection.sampling import difference_sample
 
-    num_models = sum(given is not None for given in (arguments.teacher_scores, arguments.reference_scores))
-    if num_models == 1 or (num_models == 0 and arguments.difference_scores is None):
+    ranks = ranks_of_launcher()
+    try:
+        summary = difference_sample(
+            scores,
+            arguments.output,
+            rule,
+            index_only=arguments.index_only,
+            seen_by_reference=arguments.seen_by_reference,
+            reference_data=reference_data,
+            ranks=ranks,
+        )
+        if ranks.rank == 0:
+            _print(arguments.output, summary, measure)
+    finally:
+        ranks.close()
+
+
+_SAME_NAME = (
+    "ratio",
+    "ratio_of",
+    "target_tokens",
+    "threshold",
+    "sampling",
+    "temperature",
+    "seed",
+    "per_domain",
+    "min_tokens",
+    "drop_negative",
+    "weights",
+    "weight_temperature",
+    "weight_cap",
+)
+
+
+def _scores(arguments: argparse.Namespace, measure: Measure) -> dict[str, Path]:
+    """The directories of scores by role, all that the measure needs and no other."""
+    from megatron_miniplm.selection.scored_corpus import PREDICTIONS, REFERENCE, TEACHER
+
+    given = {TEACHER: arguments.teacher_scores, REFERENCE: arguments.reference_scores}
+    scores = {role: directory for role, directory in given.items() if directory is not None}
+    if arguments.difference_scores is not None:
+        if not measure.is_difference:
+            raise InputError("--difference-scores are differences: leave --from-scores out")
+        scores = {PREDICTIONS: arguments.difference_scores, **scores}
+    if measure.is_difference and scores.keys() not in ({TEACHER, REFERENCE}, {PREDICTIONS}, {*given, PREDICTIONS}):
         raise InputError("give --teacher-scores and --reference-scores, or --difference-scores, or all three")
-    summary = difference_sample(
-        arguments.teacher_scores,
-        arguments.reference_scores,
-        arguments.output,
-        predicted_dir=arguments.difference_scores,
-        ratio=arguments.ratio,
-        ratio_of=arguments.ratio_of,
-        reduction=arguments.score_reduction,
-    )
+    for name, role in (("teacher", TEACHER), ("reference", REFERENCE)):
+        if name in measure.names and role not in scores:
+            raise InputError(f"--from-scores {measure.expression!r} needs --{name}-scores")
+    return scores
+
+
+def _print(output: Path, summary: dict[str, Any], measure: Measure) -> None:
     print(
-        f"{arguments.output}: kept {summary['num_kept']:,} of {summary['num_sequences']:,} sequences, "
+        f"{output}: kept {summary['num_kept']:,} of {summary['num_sequences']:,} sequences, "
         f"{summary['num_kept_scored_tokens']:,} of {summary['num_scored_tokens']:,} scored tokens"
     )
-    unit = "nats a token" if arguments.score_reduction == "mean" else "nats"
-    threshold = "none" if summary["threshold"] is None else f"{summary['threshold']:.4f}"
+    what = "difference" if measure.is_difference else measure.expression
+    lowest = summary["lowest_kept_value"]
     print(
-        f"difference ({unit}): mean {summary['mean_difference']:.4f}, of the kept "
-        f"{summary['mean_kept_difference']:.4f}, threshold {threshold}; negative {summary['negative_fraction']:.1%}"
+        f"{what} ({UNITS[measure.reduction]}): mean {summary['mean_value']:.4f}, of the kept "
+        f"{summary['mean_kept_value']:.4f}, lowest kept {'none' if lowest is None else f'{lowest:.4f}'}; "
+        f"negative {summary['negative_fraction']:.1%}"
     )
-    print(f"train on it with: --data-args-path {arguments.output}/data_args.txt")
+    needed = " --miniplm-selection " + str(output) if summary["index_only"] else ""
+    print(f"train on it with: --data-args-path {output}/data_args.txt{needed}")

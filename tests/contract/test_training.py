@@ -13,9 +13,9 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron_runs import CONTEXT_TOKENS, PADDED_VOCAB_SIZE, VOCAB_SIZE, TinyRun, random_sequences, train, write_corpus
 from score_stores import write_scores
+from selections import sample
 
 from megatron_miniplm.indexed import IndexedCorpus, write_view
-from megatron_miniplm.selection.sampling import difference_sample
 
 
 def one_epoch(prefix: Path, cache: Path) -> GPTDataset:
@@ -68,7 +68,7 @@ def selection(tiny: TinyRun) -> Path:
     num_sequences = sum(len(corpus) for corpus in corpora)
     teacher = write_scores(tiny.directory / "teacher", corpora, np.zeros(num_sequences))
     reference = write_scores(tiny.directory / "reference", corpora, np.arange(num_sequences))
-    difference_sample(teacher.directory, reference.directory, directory, ratio=0.5, reduction="sum")
+    sample(teacher.directory, reference.directory, directory, ratio=0.5, reduction="sum")
     return directory
 
 

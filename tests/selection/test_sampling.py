@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from megatron_runs import directory_bytes, write_corpus
 from score_stores import write_scores
+from selections import sample
 
 from megatron_miniplm.artifacts import load_manifest
 from megatron_miniplm.artifacts.data_args import expand_prefixes
@@ -13,7 +14,6 @@ from megatron_miniplm.artifacts.manifest import verify_files
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import FingerprintMismatchError, InputError, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.selection.sampling import difference_sample
 
 #: Three prefixes, the second without sequences. One sequence of a token, with nothing to score.
 PREFIXES = {
@@ -62,22 +62,34 @@ def kept_ids(output: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"ratio": 0.5}, [0, 3, 5, 6]),  # round(3.5) is 4
+        ({"ratio": 0.5}, [0, 3, 6]),  # int(3.5)
         ({"ratio": 0.3}, [0, 3]),  # 0 and 6 are equal, the lower id is kept
         ({"ratio": 1}, [0, 1, 2, 3, 4, 5, 6]),
         ({"ratio": 1e-9}, [3]),
-        ({"ratio": 0.5, "reduction": "sum"}, [0, 3, 5, 6]),
-        ({"ratio": 0.4, "reduction": "sum"}, [0, 3, 5]),  # differences 2, 6, 1.5 against 1
-        ({"ratio": 0.5, "ratio_of": "tokens"}, [0, 3, 6]),  # 4 + 2 < 6.5 <= 4 + 2 + 1
-        ({"ratio": 4 / 13, "ratio_of": "tokens"}, [3]),
-        ({"ratio": 1, "ratio_of": "tokens"}, [0, 1, 3, 4, 5, 6]),  # all tokens, not all sequences
+        ({"ratio": 0.6, "reduction": "sum"}, [0, 3, 5, 6]),
+        ({"ratio": 0.5, "reduction": "sum"}, [0, 3, 5]),  # differences 2, 6, 1.5 against 1
+        ({"ratio": 0.45, "ratio_of": "tokens"}, [0, 3, 6]),  # of 20 tokens: 5 + 3 < 9 <= 5 + 3 + 2
+        ({"ratio": 5 / 20, "ratio_of": "tokens"}, [3]),
+        ({"ratio": 1, "ratio_of": "tokens"}, [0, 1, 2, 3, 4, 5, 6]),
+        ({"target_tokens": 9}, [0, 3, 6]),
+        ({"target_tokens": 1000}, [0, 1, 2, 3, 4, 5, 6]),
+        ({"threshold": 0.0}, [0, 3, 4, 5, 6]),
+        ({"threshold": 1.0}, [0, 3, 6]),
+        ({"threshold": 1.01}, [3]),
+        ({"threshold": 100.0}, []),
+        ({"ratio": 1, "drop_negative": True}, [0, 3, 4, 5, 6]),
+        ({"ratio": 0.5, "min_tokens": 3}, [0, 3]),  # int(2.0) of 0, 3, 4 and 5
+        ({"ratio": 0.5, "expression": "-teacher"}, [0, 3, 6]),  # NLL a token: 1, 3, -, 1, 2.5, 2, 1
+        ({"ratio": 0.5, "expression": "reference"}, [1, 3, 4]),  # 2, 2.5, -, 2.5, 2.5, 2.5, 2
+        ({"ratio": 0.5, "expression": "reference - teacher"}, [0, 3, 6]),
+        ({"ratio": 0.5, "expression": "exp(reference) / exp(teacher)"}, [0, 3, 6]),
     ],
     ids=str,
 )
 def test_what_is_kept(
     teacher: Path, reference: Path, output: Path, options: dict[str, Any], expected: list[int]
 ) -> None:
-    summary = difference_sample(teacher, reference, output, **options)
+    summary = sample(teacher, reference, output, **options)
     assert kept_ids(output) == expected
     assert summary["num_kept"] == len(expected)
     views = [IndexedCorpus.open(output / prefix["view"]) for prefix in summary["prefixes"]]
@@ -86,49 +98,66 @@ def test_what_is_kept(
 
 
 def test_selection_json_by_hand(teacher: Path, reference: Path, output: Path) -> None:
-    summary = difference_sample(teacher, reference, output, ratio=0.5)
+    summary = sample(teacher, reference, output, ratio=0.5)
     assert summary == json.loads((output / "selection.json").read_text())
     prefixes = summary.pop("prefixes")
     assert summary == {
+        "format_version": 1,
         "ratio": 0.5,
         "ratio_of": "sequences",
+        "sampling": "top",
+        "per_domain": False,
+        "keep_domains": [],
+        "drop_domains": [],
+        "min_tokens": 0,
+        "drop_negative": False,
+        "weights": "none",
+        "repeat": False,
+        "from_scores": "reference - teacher",
         "score_reduction": "mean",
-        "num_sequences": 7,
-        "num_kept": 4,
+        "index_only": False,
+        "seen_by_reference": "error",
+        "num_eligible": 7,
+        "num_kept": 3,
+        "num_kept_tokens": 10,
         "num_scored_tokens": 13,
-        "num_kept_scored_tokens": 10,
-        "threshold": 0.5,
-        "mean_difference": pytest.approx(3.5 / 6),
-        "mean_kept_difference": 1.0,
+        "num_kept_scored_tokens": 7,
+        "lowest_kept_value": 1.0,
+        "mean_value": pytest.approx(3.5 / 6),
+        "mean_kept_value": pytest.approx(3.5 / 3),
         "negative_fraction": pytest.approx(1 / 6),
+        "num_sequences": 7,
+        "num_seen_by_reference": 0,
+        "thresholds": [{"domain": None, "value": 1.0, "key": "bff0000000000000", "sequence": 6}],
     }
     assert [(prefix["name"], prefix["num_sequences"], prefix["num_tokens"]) for prefix in prefixes] == [
         ("web", 2, 8),
         ("none", 0, 0),
-        ("code", 2, 6),
+        ("code", 1, 2),
     ]
 
 
 def test_sequences_without_a_score_do_not_spoil_the_statistics(teacher: Path, reference: Path, output: Path) -> None:
-    summary = difference_sample(teacher, reference, output, ratio=1)
-    assert summary["threshold"] is None, "-inf is not JSON"
-    assert summary["mean_kept_difference"] == pytest.approx(summary["mean_difference"])
+    summary = sample(teacher, reference, output, ratio=1)
+    assert summary["lowest_kept_value"] == -0.5
+    assert summary["mean_kept_value"] == summary["mean_value"] == pytest.approx(3.5 / 6)
+    assert summary["thresholds"][0]["value"] is None, "-inf is not JSON"
 
 
 def test_data_args_and_views(teacher: Path, reference: Path, output: Path) -> None:
-    difference_sample(teacher, reference, output, ratio=0.5)
+    sample(teacher, reference, output, ratio=0.5)
     web, code = (next(output.glob(f"{name}_refined-*.idx")).with_suffix("") for name in ("web", "code"))
-    assert (output / "data_args.txt").read_text() == f"8 {web}\n6 {code}\n"
+    assert (output / "data_args.txt").read_text() == f"8 {web}\n2 {code}\n"
     assert expand_prefixes([output]) == [web, code]
     assert IndexedCorpus.open(web).is_view
     assert load_manifest(web).settings["score_reduction"] == "mean"
 
 
 def test_manifest_and_lineage(teacher: Path, reference: Path, output: Path) -> None:
-    difference_sample(teacher, reference, output, ratio=0.5)
+    sample(teacher, reference, output, ratio=0.5)
     manifest = load_manifest(output)
-    assert (manifest.kind, manifest.counts) == ("selection", {"num_sequences": 4, "num_tokens": 14})
-    assert manifest.settings == {"ratio": 0.5, "ratio_of": "sequences", "score_reduction": "mean"}
+    assert (manifest.kind, manifest.counts) == ("selection", {"num_sequences": 3, "num_tokens": 10})
+    assert manifest.settings["score_reduction"] == "mean"
     assert verify_files(output, manifest) == []
     parents = {parent.role: parent for parent in manifest.inputs}
     assert parents["teacher scores"].path == "../scores/teacher"
@@ -136,15 +165,15 @@ def test_manifest_and_lineage(teacher: Path, reference: Path, output: Path) -> N
 
 
 def test_the_same_command_writes_the_same_bytes(teacher: Path, reference: Path, output: Path) -> None:
-    difference_sample(teacher, reference, output, ratio=0.5)
+    sample(teacher, reference, output, ratio=0.5)
     before = directory_bytes(output)
-    difference_sample(teacher, reference, output, ratio=0.5)
+    sample(teacher, reference, output, ratio=0.5)
     assert directory_bytes(output) == before
 
 
 def refusal(kind: type[MiniPLMError], *arguments: Any, ratio: float = 0.5, **options: Any) -> str:
     with pytest.raises(kind) as raised:
-        difference_sample(*arguments, ratio=ratio, **options)
+        sample(*arguments, ratio=ratio, **options)
     return str(raised.value)
 
 
@@ -202,7 +231,7 @@ def test_a_ratio_outside_its_range(teacher: Path, reference: Path, output: Path,
 
 
 def test_an_output_with_another_selection(teacher: Path, reference: Path, output: Path) -> None:
-    difference_sample(teacher, reference, output, ratio=0.5)
+    sample(teacher, reference, output, ratio=0.5)
     before = directory_bytes(output)
     assert refusal(InputError, teacher, reference, output, ratio=0.25) == (
         f"{output} holds another selection: give another --output, or delete it"

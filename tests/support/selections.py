@@ -1,0 +1,80 @@
+"""Selections made in a line, and ranks that are threads."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_miniplm.selection.difference import DIFFERENCE, Measure
+from megatron_miniplm.selection.ranks import Ranks
+from megatron_miniplm.selection.rule import Rule
+from megatron_miniplm.selection.sampling import difference_sample
+from megatron_miniplm.selection.scored_corpus import PREDICTIONS, REFERENCE, TEACHER
+
+#: Of `difference_sample`; other options are of its rule.
+_OPTIONS = ("index_only", "seen_by_reference", "reference_data", "ranks")
+
+
+def sample(
+    teacher: Path | None,
+    reference: Path | None,
+    output: Path,
+    *,
+    predicted: Path | None = None,
+    reduction: str = "mean",
+    expression: str = DIFFERENCE,
+    **options: Any,
+) -> dict[str, Any]:
+    """Select, by default half by the difference a token."""
+    given = {PREDICTIONS: predicted, TEACHER: teacher, REFERENCE: reference}
+    scores = {role: directory for role, directory in given.items() if directory is not None}
+    rule = {name: value for name, value in options.items() if name not in _OPTIONS}
+    if not {"ratio", "target_tokens", "threshold"} & rule.keys():
+        rule["ratio"] = 0.5
+    return difference_sample(
+        scores,
+        output,
+        Rule(measure=Measure(expression=expression, reduction=reduction), **rule),
+        **{name: value for name, value in options.items() if name in _OPTIONS},
+    )
+
+
+class ThreadRanks:
+    """One of several ranks that are threads of this process."""
+
+    def __init__(self, rank: int, size: int, barrier: threading.Barrier, slots: list[Any]) -> None:
+        self.rank = rank
+        self.size = size
+        self._barrier = barrier
+        self._slots = slots
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        return np.sum(self.gather(array), axis=0)
+
+    def gather(self, value: Any) -> list[Any]:
+        self._slots[self.rank] = value
+        self._barrier.wait()
+        values = list(self._slots)
+        self._barrier.wait()
+        return values
+
+    def close(self) -> None:
+        pass
+
+
+def on_ranks[Result](body: Callable[[Ranks], Result], num_ranks: int) -> list[Result]:
+    """What every rank returns; an error of one ends all."""
+    barrier, slots = threading.Barrier(num_ranks), [None] * num_ranks
+
+    def run(rank: int) -> Result:
+        try:
+            return body(ThreadRanks(rank, num_ranks, barrier, slots))
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(num_ranks) as threads:
+        return list(threads.map(run, range(num_ranks)))
