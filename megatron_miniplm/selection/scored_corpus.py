@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Self
@@ -77,7 +78,7 @@ class ScoredCorpus:
         self.manifests = manifests
         role, store = next(iter(stores.items()))
         parents = [parent for parent in manifests[role].inputs if parent.role == "corpus"]
-        self.corpora = [_open_unchanged(store, parent) for parent in parents]
+        self.corpora = list(map_in_order(partial(_open_unchanged, store), parents))
         self.fingerprints: list[Fingerprint] = [parent.fingerprint for parent in parents]
         self.starts_P = [0, *accumulate(map(len, self.corpora))]
 

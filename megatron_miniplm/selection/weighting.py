@@ -63,6 +63,7 @@ class Weighting:
             edges=edges,
         )
         centres = low + (high - low) * (np.arange(NUM_BINS) + 0.5) / NUM_BINS
+        centres[0], centres[-1] = low, high  # what weighs nothing must not seem to weigh a little
         return replace(weighting, scale=_solve(weighting.unscaled(centres), counts, rule.weight_cap))
 
     def bins(self, value_N: np.ndarray) -> np.ndarray:

@@ -1,13 +1,16 @@
 """Selections made in a line, and ranks that are threads."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.indexed.sidecar import SCHEMA, SidecarWriter
 from megatron_miniplm.selection.difference import DIFFERENCE, Measure
 from megatron_miniplm.selection.ranks import Ranks
 from megatron_miniplm.selection.rule import Rule
@@ -78,3 +81,28 @@ def on_ranks[Result](body: Callable[[Ranks], Result], num_ranks: int) -> list[Re
 
     with ThreadPoolExecutor(num_ranks) as threads:
         return list(threads.map(run, range(num_ranks)))
+
+
+def write_sidecar(corpus: IndexedCorpus, domains: Sequence[str | None], text_bytes: Sequence[int]) -> None:
+    """A sidecar of one piece a sequence; checksums and places in the text are made up."""
+    num_sequences = len(corpus)
+    columns = {
+        "sequence": list(range(num_sequences)),
+        "source": ["text.jsonl"] * num_sequences,
+        "position": list(range(num_sequences)),
+        "piece": [0] * num_sequences,
+        "start_byte": [0] * num_sequences,
+        "text_bytes": list(text_bytes),
+        "num_tokens": corpus.lengths_N.tolist(),
+        "crc32": [0] * num_sequences,
+        "id": [str(sequence) for sequence in range(num_sequences)],
+        "domain": list(domains),
+    }
+    arrays = []
+    for field in SCHEMA:
+        is_dictionary = pa.types.is_dictionary(field.type)
+        array = pa.array(columns[field.name], pa.string() if is_dictionary else field.type)
+        arrays.append(array.dictionary_encode() if is_dictionary else array)
+    with SidecarWriter(corpus.prefix) as writer:
+        writer.append(pa.Table.from_arrays(arrays, schema=SCHEMA))
+        writer.close()
