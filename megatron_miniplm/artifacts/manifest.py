@@ -20,6 +20,8 @@ FORMAT_VERSION = 1
 DIRECTORY_MANIFEST = "manifest.json"
 PREFIX_MANIFEST_SUFFIX = ".manifest.json"
 PREFIX_KINDS = frozenset({"corpus", "view"})
+#: Role of what the model behind scores was trained on.
+TRAINING_DATA = "training data"
 
 
 @dataclass(frozen=True, kw_only=True)

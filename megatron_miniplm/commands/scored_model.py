@@ -55,7 +55,12 @@ def _megatron_model(args: argparse.Namespace) -> ScoredModel:
     program.on_rank_zero(lambda: models.check_architecture(args, directory))
     weights = program.on_rank_zero(lambda: models.weights_fingerprint(directory))
     recorded = program.on_rank_zero(lambda: models.recorded_vocab_size(directory))
-    return ScoredModel(path=directory, weights=weights, vocab_size=max(get_tokenizer().vocab_size, recorded or 0))
+    return ScoredModel(
+        path=directory,
+        weights=weights,
+        vocab_size=max(get_tokenizer().vocab_size, recorded or 0),
+        training_data=program.on_rank_zero(lambda: models.recorded_training_data(directory)),
+    )
 
 
 def _tokenizer(args: argparse.Namespace, huggingface: HuggingFaceModel | None) -> tuple[TokenizerIdentity, int | None]:

@@ -249,6 +249,23 @@ def recorded_precision_flags(directory: Path) -> list[str]:
     return [f"--{name}" for name in ("bf16", "fp16") if getattr(recorded, name, False)]
 
 
+def recorded_training_data(directory: Path) -> tuple[Path, ...]:
+    """Prefixes that a checkpoint was trained on, as the flags that it was saved with name them."""
+    from megatron.core.datasets.utils import get_blend_from_list
+
+    recorded = vars(_recorded_args(directory) or argparse.Namespace())
+    words = recorded.get("train_data_path") or recorded.get("data_path") or []
+    try:
+        if path := recorded.get("data_args_path"):
+            words = Path(path).read_text(encoding="utf-8").split()
+        elif path := recorded.get("per_split_data_args_path"):
+            words = json.loads(Path(path).read_text(encoding="utf-8"))["train"]
+        prefixes, _ = get_blend_from_list(words) if words else ([], None)
+    except (OSError, ValueError, KeyError):
+        return ()  # a file of long ago
+    return tuple(map(Path, prefixes))
+
+
 def _recorded_args(directory: Path) -> argparse.Namespace | None:
     """The args that a `torch_dist` checkpoint was saved with; None for the legacy format."""
     from megatron.core import dist_checkpointing

@@ -2,7 +2,8 @@
 
 import argparse
 import importlib.metadata
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch.distributed
 from megatron.training import get_tensorboard_writer
 
 from megatron_miniplm.artifacts.claims import Claims
-from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of
+from megatron_miniplm.artifacts.manifest import TRAINING_DATA, ArtifactInput, input_of, is_prefix
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import Interrupted, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus
@@ -27,6 +28,8 @@ from megatron_miniplm.scoring.sample import is_sampled
 from megatron_miniplm.scoring.scorer import Scorer
 from megatron_miniplm.scoring.stopping import StopRequest
 from megatron_miniplm.scoring.watch import Watch
+
+logger = logging.getLogger(__name__)
 
 
 def score_corpus(
@@ -67,7 +70,18 @@ def score_corpus(
             for prefix, corpus in zip(prefixes, identity["corpus"], strict=True)
         ),
     )
-    program.on_rank_zero(lambda: _finish(store, inputs))
+    program.on_rank_zero(lambda: _finish(store, (*inputs, *_training_data(model, directory))))
+
+
+def _training_data(model: ScoredModel, directory: Path) -> Iterator[ArtifactInput]:
+    """What the model has seen: selection must not mistake it for text that it knows well."""
+    for prefix in model.training_data:
+        if is_prefix(prefix):
+            yield input_of(TRAINING_DATA, prefix, IndexedCorpus.open(prefix).fingerprint(), relative_to=directory)
+        else:
+            logger.warning(
+                "%s, which the model was trained on, is not here: selection cannot tell what it has seen", prefix
+            )
 
 
 def _chooser(args: argparse.Namespace) -> Callable[[range], np.ndarray] | None:

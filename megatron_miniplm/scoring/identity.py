@@ -40,11 +40,13 @@ class ScoredModel:
         path: a Megatron checkpoint's iteration, or a Hugging Face directory.
         weights: fingerprint of its files.
         vocab_size: rows of its output matrix that are no padding.
+        training_data: prefixes that it was trained on, as far as the checkpoint says.
     """
 
     path: Path
     weights: Fingerprint
     vocab_size: int
+    training_data: tuple[Path, ...] = ()
 
 
 def identity_of(

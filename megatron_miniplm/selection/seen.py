@@ -6,14 +6,11 @@ from pathlib import Path
 
 from megatron_miniplm.artifacts.fingerprint import Fingerprint
 from megatron_miniplm.artifacts.lineage import parent_path
-from megatron_miniplm.artifacts.manifest import is_prefix
+from megatron_miniplm.artifacts.manifest import TRAINING_DATA, is_prefix
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.selection.scored_corpus import REFERENCE, ScoredCorpus
 
 logger = logging.getLogger(__name__)
-
-#: Role of the prefixes that a checkpoint names as its training data, in the manifest of its scores.
-TRAINING_DATA = "training data"
 
 
 def training_prefixes(corpus: ScoredCorpus, given: Sequence[Path]) -> dict[Path, Fingerprint]:
