@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit-proxy": ("fit_proxy", "a sample of scores -> predicted differences of all sequences (a Megatron program)"),
     "scores": ("scores", "progress and export of a directory of scores"),
     "difference-sampling": ("difference_sampling", "teacher scores + reference scores -> refined views"),
+    "materialize": ("materialize", "refined views or an index-only selection -> copies, without symbolic links"),
     "convert-tokenization": ("convert_tokenization", "a corpus or refined view -> a corpus in another tokenizer"),
     "compare-runs": ("compare_runs", "held-out loss of students by number of tokens, from TensorBoard logs"),
     "inspect": ("inspect", "what any artifact holds, where it comes from, and whether it is intact"),

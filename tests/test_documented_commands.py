@@ -16,6 +16,7 @@ PAGES = (
     "docs/corpus.md",
     "docs/checkpoints.md",
     "docs/scoring.md",
+    "docs/selection.md",
     "docs/formats.md",
     "examples/quickstart/run.sh",
 )

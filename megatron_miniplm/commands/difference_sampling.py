@@ -165,7 +165,7 @@ def _scores(arguments: argparse.Namespace, measure: Measure) -> dict[str, Path]:
     if measure.is_difference and scores.keys() not in ({TEACHER, REFERENCE}, {PREDICTIONS}, {*given, PREDICTIONS}):
         raise InputError("give --teacher-scores and --reference-scores, or --difference-scores, or all three")
     for name, role in (("teacher", TEACHER), ("reference", REFERENCE)):
-        if name in measure.names and role not in scores:
+        if not measure.is_difference and name in measure.names and role not in scores:
             raise InputError(f"--from-scores {measure.expression!r} needs --{name}-scores")
     return scores
 

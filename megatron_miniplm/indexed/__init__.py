@@ -3,7 +3,7 @@
     writer ──► <prefix>.bin + <prefix>.idx ◄── reader
       │             ▲     + <prefix>.documents.parquet ◄── sidecar: which text every sequence holds
       │             └─ relative symlink ── <view>.bin + <view>.idx ◄── view   (no token is copied)
-      └── merge, copying: several corpora and views into one
+      └── merge, copying: several corpora and views into one; materialize: each into a corpus of its own
 
 NumPy only, but for the sidecar (pyarrow). The bytes are described in docs/formats.md; those of `.bin` and `.idx` are
 `megatron.core.datasets.indexed_dataset`'s.

@@ -3,18 +3,19 @@
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from megatron_miniplm.errors import CorruptArtifactError
-from megatron_miniplm.indexed.layout import bin_path
 from megatron_miniplm.indexed.reader import IndexedCorpus
 from megatron_miniplm.indexed.sidecar import SCHEMA, Sidecar, SidecarWriter, source_sequences
 from megatron_miniplm.indexed.writer import IndexedWriter
 
-_COPY_BYTES = 8 << 20  # gathered and written at once
+_COPY_BYTES = 8 << 20  # gathered and written at once: less, and the threads wait for one another more often
 _INDEX_CHUNK = 1 << 20  # sequences whose lengths are summed together
 _UNORDERED_SEQUENCES = 1 << 22  # of a view in another order than its source: one pass over the sidecar for so many
 
@@ -23,18 +24,14 @@ def copy_sequences(source: IndexedCorpus, writer: IndexedWriter, advance: Callab
     """Append all sequences of a corpus or a view, in its order and with its documents.
 
     Sequences that lie one after the other in the `.bin` are written as they lie there; the runs of a view are gathered
-    first, 8 MiB at a time, or one sequence if that is larger.
+    first, 8 MiB at a time, or one sequence if that is larger. About 500 MB/s, of which the digest is the slowest part.
 
     Args:
         advance: called with every number of bytes written.
     """
-    runs = runs_of_sequences(source, _COPY_BYTES) if len(source) else [(0, 0)]  # documents without a sequence
-    for start, stop in runs:
-        # Mapped anew for every run, so that pages which were read do not count as this process's memory.
-        data = np.memmap(bin_path(source.prefix), mode="r") if source.bin_bytes else np.zeros(0, np.uint8)
-        lengths_N = source.lengths_N[start:stop]
-        tokens_T = _gather(data, source.pointers_N[start:stop], lengths_N, source.token_dtype)
-        writer.append(tokens_T, lengths_N, _ended_documents(source.boundaries_D, start, stop))
+    for start, stop, tokens_T in _gathered(source):
+        writer.append(tokens_T, source.lengths_N[start:stop], _ended_documents(source.boundaries_D, start, stop))
+        source.forget_pages()
         advance(tokens_T.nbytes)
 
 
@@ -138,14 +135,29 @@ def relocated(table: pa.Table, sidecar: Sidecar, directory: Path) -> pa.Table:
     return table
 
 
-def _gather(data: np.ndarray, pointers_N: np.ndarray, lengths_N: np.ndarray, token_dtype: np.dtype) -> np.ndarray:
+def _gathered(source: IndexedCorpus) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Runs [start, stop) of all sequences and their tokens; a thread gathers the next run while one is used."""
+    runs = runs_of_sequences(source, _COPY_BYTES) if len(source) else [(0, 0)]  # documents without a sequence
+    with ThreadPoolExecutor(1) as thread:
+        current = None
+        for run in chain(runs, [None]):
+            upcoming = (*run, thread.submit(_gather, source, *run)) if run is not None else None
+            if current is not None:
+                start, stop, tokens = current
+                yield start, stop, tokens.result()
+            current = upcoming
+
+
+def _gather(source: IndexedCorpus, start: int, stop: int) -> np.ndarray:
     """The tokens of some sequences; a view into the data if they lie one after the other."""
-    stops_N = pointers_N + lengths_N.astype(np.int64) * token_dtype.itemsize
+    pointers_N = source.pointers_N[start:stop]
+    stops_N = pointers_N + source.lengths_N[start:stop].astype(np.int64) * source.token_dtype.itemsize
     is_first_N = np.append(True, pointers_N[1:] != stops_N[:-1])[: len(pointers_N)]
     is_last_N = np.append(is_first_N[1:], True)[: len(pointers_N)]
     edges = zip(pointers_N[is_first_N].tolist(), stops_N[is_last_N].tolist(), strict=True)
-    runs = [data[start:stop] for start, stop in edges]
-    return (runs[0] if len(runs) == 1 else np.concatenate([data[:0], *runs])).view(token_dtype)
+    data = memoryview(source.data)  # cut five times as fast as an array
+    runs = [data[first:last] for first, last in edges]
+    return np.frombuffer(runs[0] if len(runs) == 1 else b"".join(runs), source.token_dtype)
 
 
 def _ended_documents(boundaries_D: np.ndarray, start: int, stop: int) -> np.ndarray:

@@ -6,7 +6,7 @@ of one corpus become the corpus that an unsharded run writes, whatever the order
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
@@ -28,7 +28,8 @@ from megatron_miniplm.artifacts.manifest import (
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed.copying import copy_pieces, copy_sequences
 from megatron_miniplm.indexed.existing import existing_corpus
-from megatron_miniplm.indexed.reader import IndexedCorpus
+from megatron_miniplm.indexed.layout import idx_path
+from megatron_miniplm.indexed.reader import IndexedCorpus, fingerprint_of
 from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, data_prefix, sidecar_path
 from megatron_miniplm.indexed.writer import IndexedWriter
 from megatron_miniplm.progress import Progress
@@ -52,21 +53,41 @@ def merge_prefixes(prefixes: Sequence[Path], output_prefix: Path) -> Manifest:
     """
     parts = _open_parts(prefixes)
     settings, versions = _agreed(part.settings for part in parts), _agreed(part.versions for part in parts)
-    inputs = _inputs(parts, output_prefix.parent)
+    directory = output_prefix.parent
+    inputs = (*(part.input("corpus", directory) for part in parts), *inputs_behind(parts, directory))
     existing = existing_corpus(
         output_prefix, settings=settings, versions=versions, inputs=inputs, output_flag="--output-prefix"
     )
     if existing is not None:
         return existing
-    token_dtype = parts[0].corpus.token_dtype
-    num_bytes = sum(part.corpus.num_tokens for part in parts) * token_dtype.itemsize
-    with IndexedWriter(output_prefix, token_dtype) as writer:
-        with Progress(num_bytes, "B") as progress:
-            sidecar_files = _copy(parts, writer, progress)
+    num_bytes = sum(part.num_bytes for part in parts)
+    with Progress(num_bytes, "B") as progress:
+        return copy_parts(
+            parts, output_prefix, settings=settings, versions=versions, inputs=inputs, advance=progress.advance
+        )
+
+
+def copy_parts(
+    parts: "Sequence[Part]",
+    output_prefix: Path,
+    *,
+    settings: dict[str, Any],
+    versions: dict[str, str],
+    inputs: tuple[ArtifactInput, ...],
+    advance: Callable[[int], object],
+) -> Manifest:
+    """Write the corpus of some parts, with the sidecar if all have one, and the manifest that is given.
+
+    Args:
+        advance: called with every number of bytes of tokens written.
+    """
+    with IndexedWriter(output_prefix, parts[0].corpus.token_dtype) as writer:
+        sidecar_files = _copy(parts, writer, advance)
+        files = {**writer.close(), **sidecar_files}
         manifest = Manifest(
             kind="corpus",
-            files={**writer.close(), **sidecar_files},
-            fingerprint=IndexedCorpus.open(output_prefix).fingerprint(),
+            files=files,
+            fingerprint=fingerprint_of(output_prefix, files[idx_path(output_prefix).name]["blake2b"]),
             counts=_total_counts(parts),
             settings=settings,
             versions=versions,
@@ -90,7 +111,7 @@ def blend_prefixes(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
             "num_sequences": sum(len(part.corpus) for part in parts),
             "num_tokens": sum(part.corpus.num_tokens for part in parts),
         },
-        inputs=tuple(part.input("view" if part.corpus.is_view else "corpus", output_dir) for part in parts),
+        inputs=tuple(part.input(part.kind, output_dir) for part in parts),
     )
     refuse_another(output_dir, "list of prefixes", manifest.fingerprint)
     weighted = [(part.corpus.num_tokens, part.prefix) for part in parts]
@@ -104,8 +125,8 @@ def blend_prefixes(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Part:
-    """One of the prefixes.
+class Part:
+    """A prefix that is copied, or named in a blend.
 
     Attributes:
         manifest: its own; None if it has none.
@@ -131,6 +152,15 @@ class _Part:
     @property
     def prefix(self) -> Path:
         return self.corpus.prefix
+
+    @property
+    def kind(self) -> str:
+        return "view" if self.corpus.is_view else "corpus"
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its tokens."""
+        return self.corpus.num_tokens * self.corpus.token_dtype.itemsize
 
     @property
     def shard_index(self) -> int | None:
@@ -174,25 +204,33 @@ class _Part:
                 yield input_of(role, path, parent.fingerprint, relative_to=directory)
 
 
+def inputs_behind(parts: Sequence[Part], directory: Path) -> tuple[ArtifactInput, ...]:
+    """The text and tokenizer behind the parts: what they were made from may be deleted, as shards are."""
+    behind = [
+        found for role in ("text", "tokenizer") for part in parts for found in part.origin_inputs(role, directory)
+    ]
+    return tuple(dict.fromkeys(behind))
+
+
 def _manifest_or_none(prefix: Path) -> Manifest | None:
     return load_manifest(prefix) if prefix_manifest_path(prefix).exists() else None
 
 
-def _open_parts(prefixes: Sequence[Path]) -> list[_Part]:
+def _open_parts(prefixes: Sequence[Path]) -> list[Part]:
     """The parts in the order in which they are merged.
 
     Raises:
         InputError: they do not fit together.
     """
-    parts = [_Part.open(prefix) for prefix in prefixes]
+    parts = [Part.open(prefix) for prefix in prefixes]
     if not parts:
         raise InputError("there is no prefix to merge: give prefixes, or a directory that holds some, to --input")
     for part in parts[1:]:
-        _check_alike(parts[0], part)
+        check_alike(parts[0], part)
     return _in_order_of_shards(parts) if any(part.shard_index is not None for part in parts) else parts
 
 
-def _check_alike(first: _Part, other: _Part) -> None:
+def check_alike(first: Part, other: Part) -> None:
     """Raise FingerprintMismatchError where the two cannot be told apart in one corpus, though they must be."""
     differences: list[tuple[str, Any, Any]] = [("token dtype", first.corpus.token_dtype, other.corpus.token_dtype)]
     if None not in (first.tokenizer, other.tokenizer):
@@ -207,7 +245,7 @@ def _check_alike(first: _Part, other: _Part) -> None:
             )
 
 
-def _in_order_of_shards(parts: list[_Part]) -> list[_Part]:
+def _in_order_of_shards(parts: list[Part]) -> list[Part]:
     """All shards of one corpus, by index."""
     prefix_of: dict[int, Path] = {}
     identities = []
@@ -240,7 +278,7 @@ def _agreed(values: Iterator[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _total_counts(parts: list[_Part]) -> dict[str, int]:
+def _total_counts(parts: Sequence[Part]) -> dict[str, int]:
     """The sums of what all of them count."""
     known = reduce(and_, (part.counts.keys() for part in parts))
     total: Counter[str] = Counter()
@@ -249,22 +287,14 @@ def _total_counts(parts: list[_Part]) -> dict[str, int]:
     return {name: total[name] for name in parts[0].counts if name in known}
 
 
-def _inputs(parts: list[_Part], directory: Path) -> tuple[ArtifactInput, ...]:
-    """The prefixes; then the text and tokenizer behind them, so that the shards may be deleted."""
-    behind = [
-        found for role in ("text", "tokenizer") for part in parts for found in part.origin_inputs(role, directory)
-    ]
-    return (*(part.input("corpus", directory) for part in parts), *dict.fromkeys(behind))
-
-
-def _copy(parts: list[_Part], writer: IndexedWriter, progress: Progress) -> dict[str, Any]:
+def _copy(parts: Sequence[Part], writer: IndexedWriter, advance: Callable[[int], object]) -> dict[str, Any]:
     """Copy all tokens, and the sidecars if all have one; returns the `files` entry of the sidecar."""
     sidecars = [Sidecar.of(part.corpus) for part in parts]
     sidecar_path(writer.prefix).unlink(missing_ok=True)  # of a killed run
     if None in sidecars:
         logger.info("no sidecar is written: %s has none", parts[sidecars.index(None)].prefix)
         for part in parts:
-            copy_sequences(part.corpus, writer, progress.advance)
+            copy_sequences(part.corpus, writer, advance)
         return {}
     with SidecarWriter(writer.prefix) as pieces:
         for part, sidecar in zip(parts, sidecars, strict=True):
@@ -276,5 +306,5 @@ def _copy(parts: list[_Part], writer: IndexedWriter, progress: Progress) -> dict
                 first_sequence=writer.num_sequences,
                 directory=writer.prefix.parent,
             )
-            copy_sequences(part.corpus, writer, progress.advance)
+            copy_sequences(part.corpus, writer, advance)
         return pieces.close()

@@ -1,5 +1,6 @@
 """A memory-mapped reader that refuses what Megatron's own would read as garbage."""
 
+import mmap
 from pathlib import Path
 from typing import Self
 
@@ -38,17 +39,21 @@ class IndexedCorpus:
         lengths_N: tokens of each sequence, int32.
         pointers_N: byte offset of each sequence in the `.bin`, int64.
         boundaries_D: sequence index at which each document starts, int64, ending with the number of sequences.
+        data: every byte of the `.bin`, uint8.
+        bin_bytes: their number.
     """
 
     def __init__(self, prefix: Path, header: IndexHeader) -> None:
         self.prefix = prefix
         self.token_dtype = header.token_dtype
-        index_bytes = np.memmap(idx_path(prefix), mode="r")
+        index_bytes = _map(idx_path(prefix))
         self.lengths_N = np.frombuffer(index_bytes, LENGTH_DTYPE, header.num_sequences, header.lengths_offset)
         self.pointers_N = np.frombuffer(index_bytes, POINTER_DTYPE, header.num_sequences, header.pointers_offset)
         self.boundaries_D = np.frombuffer(index_bytes, POINTER_DTYPE, header.num_boundaries, header.boundaries_offset)
         self.bin_bytes = bin_path(prefix).stat().st_size
-        self._tokens = np.memmap(bin_path(prefix), mode="r") if self.bin_bytes else np.zeros(0, np.uint8)
+        data = _map(bin_path(prefix)) if self.bin_bytes else None  # an empty file cannot be mapped
+        self.data = np.frombuffer(data if data is not None else b"", np.uint8)
+        self._maps = (index_bytes,) if data is None else (index_bytes, data)
 
     @classmethod
     def open(cls, prefix: Path | str) -> Self:
@@ -69,10 +74,19 @@ class IndexedCorpus:
         corpus = cls(prefix, _read_header(idx_path(prefix)))
         corpus._check_pointers()
         corpus._check_boundaries()
+        corpus.forget_pages()
         return corpus
 
     def __len__(self) -> int:
         return len(self.lengths_N)
+
+    def forget_pages(self) -> None:
+        """Give back the pages that were read through the maps: they count as memory of this process until then.
+
+        What has been handed out stays valid; the next access reads it again, from the page cache as a rule.
+        """
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     @property
     def num_tokens(self) -> int:
@@ -91,7 +105,7 @@ class IndexedCorpus:
         """The tokens of one sequence, a read-only view into the `.bin`."""
         start = int(self.pointers_N[index])
         stop = start + int(self.lengths_N[index]) * self.token_dtype.itemsize
-        return self._tokens[start:stop].view(self.token_dtype)
+        return self.data[start:stop].view(self.token_dtype)
 
     def verified_fingerprint(self) -> Fingerprint:
         """The fingerprint, after comparing it with the manifest where there is one.
@@ -113,7 +127,7 @@ class IndexedCorpus:
         Two copies of one corpus have one fingerprint wherever they lie; a view's differs from its source's unless it
         has the same index.
         """
-        return digest_values("indexed", digest_file(idx_path(self.prefix)), digest_file_samples(bin_path(self.prefix)))
+        return fingerprint_of(self.prefix, digest_file(idx_path(self.prefix)))
 
     def _check_pointers(self) -> None:
         """Every sequence lies inside the `.bin`, aligned to the token size, and a corpus owns all of its `.bin`."""
@@ -156,6 +170,16 @@ class IndexedCorpus:
                     f"{idx_path(self.prefix)}: document {first} starts at sequence {boundaries[first]} and ends before "
                     f"it, at {boundaries[first + 1]}: the index is damaged; make it again"
                 )
+
+
+def fingerprint_of(prefix: Path, index_digest: Fingerprint) -> Fingerprint:
+    """The fingerprint of a prefix whose `.idx` was digested already, as its manifest's `files` have it."""
+    return digest_values("indexed", index_digest, digest_file_samples(bin_path(prefix)))
+
+
+def _map(path: Path) -> mmap.mmap:
+    with open(path, "rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _read_header(path: Path) -> IndexHeader:

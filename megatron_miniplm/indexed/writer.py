@@ -3,8 +3,9 @@
 import fcntl
 import glob
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.layout import LENGTH_DTYPE, POINTER_DTYPE, IndexHeader, bin_path, idx_path
 
 _INDEX_CHUNK = 1 << 20  # sequences whose pointers are computed together
+_THREAD_BYTES = 1 << 20  # of so much the digest takes long enough to be worth a thread
 
 
 class IndexedWriter:
@@ -73,10 +75,10 @@ class IndexedWriter:
         stops_D = self.num_sequences + np.cumsum(sequences_per_document_D, dtype=POINTER_DTYPE)
         data = np.ascontiguousarray(tokens_T, dtype=self.token_dtype).data
         with named_in_errors(bin_path(self.prefix)):
-            self._bin.write(data)
+            with self._digested_meanwhile(data):
+                self._bin.write(data)
             self._lengths.write(np.ascontiguousarray(lengths_N, dtype=LENGTH_DTYPE).data)
             self._boundaries.write(stops_D.data)
-        self._digest.update(data)
         self.num_documents += len(sequences_per_document_D)
         self.num_sequences += len(lengths_N)
         self.num_tokens += len(tokens_T)
@@ -101,11 +103,16 @@ class IndexedWriter:
             stale.unlink(missing_ok=True)
         publish(Path(self._bin.name), bin_path(self.prefix))
         self._published = True
-        index = write_index(
+        index = write_index_chunks(
             self.prefix,
-            token_dtype=self.token_dtype,
-            lengths_N=_map(self._lengths, LENGTH_DTYPE, self.num_sequences),
-            boundaries_D=_map(self._boundaries, POINTER_DTYPE, self.num_documents + 1),
+            IndexHeader(
+                token_dtype=self.token_dtype,
+                num_sequences=self.num_sequences,
+                num_boundaries=self.num_documents + 1,
+            ),
+            lengths=_stored(self._lengths, LENGTH_DTYPE),
+            pointers=_contiguous_pointers(_stored(self._lengths, LENGTH_DTYPE), self.token_dtype.itemsize),
+            boundaries=_stored(self._boundaries, POINTER_DTYPE),
         )
         return {bin_path(self.prefix).name: {"bytes": bin_bytes, "blake2b": self._digest.hexdigest()}, **index}
 
@@ -124,6 +131,20 @@ class IndexedWriter:
     ) -> None:
         if kind is None or not self._published:
             self.abandon()
+
+    @contextmanager
+    def _digested_meanwhile(self, data: memoryview) -> Iterator[None]:
+        """Digest in a thread of the block's duration, which costs 0.1 ms; none is left when processes are forked."""
+        if data.nbytes < _THREAD_BYTES:
+            self._digest.update(data)
+            yield
+            return
+        thread = threading.Thread(target=self._digest.update, args=(data,))
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
     def _streams(self) -> tuple[IO[bytes], ...]:
         return self._bin, self._lengths, self._boundaries
@@ -155,9 +176,11 @@ def _open_locked(path: Path, prefix: Path) -> IO[bytes]:
     return stream
 
 
-def _map(stream: IO[bytes], dtype: np.dtype, count: int) -> np.ndarray:
-    """A finished temporary file as an array."""
-    return np.memmap(stream.name, dtype, mode="r") if count else np.zeros(0, dtype)
+def _stored(stream: IO[bytes], dtype: np.dtype) -> Iterator[np.ndarray]:
+    """A finished temporary file, a chunk at a time; read and not mapped, so that its pages are nobody's memory."""
+    with open(stream.name, "rb") as finished:
+        while len(chunk := np.fromfile(finished, dtype, _INDEX_CHUNK)):
+            yield chunk
 
 
 def write_index(
@@ -166,24 +189,48 @@ def write_index(
     token_dtype: np.dtype,
     lengths_N: np.ndarray,
     boundaries_D: np.ndarray,
-    pointers_N: np.ndarray | None = None,
 ) -> dict[str, dict[str, int | Fingerprint]]:
-    """Write an `.idx` atomically; without `pointers_N` the sequences lie one after the other.
+    """Write the `.idx` of sequences that lie one after the other; see `write_index_chunks`."""
+    return write_index_chunks(
+        prefix,
+        IndexHeader(token_dtype=token_dtype, num_sequences=len(lengths_N), num_boundaries=len(boundaries_D)),
+        lengths=chunks_of(lengths_N, _INDEX_CHUNK),
+        pointers=_contiguous_pointers(chunks_of(lengths_N, _INDEX_CHUNK), token_dtype.itemsize),
+        boundaries=chunks_of(boundaries_D, _INDEX_CHUNK),
+    )
+
+
+def write_index_chunks(
+    prefix: Path,
+    header: IndexHeader,
+    *,
+    lengths: Iterable[np.ndarray],
+    pointers: Iterable[np.ndarray],
+    boundaries: Iterable[np.ndarray],
+) -> dict[str, dict[str, int | Fingerprint]]:
+    """Write an `.idx` atomically from its three arrays in parts; one part at a time is held, in this order.
+
+    Args:
+        lengths, pointers: in all, as many as the header says.
+        boundaries: the same.
 
     Returns:
         The manifest's `files` entry of the index.
     """
     path = idx_path(prefix)
-    header = IndexHeader(token_dtype=token_dtype, num_sequences=len(lengths_N), num_boundaries=len(boundaries_D))
     digest = hasher()
     with atomic_output(path) as stream:
-        parts = _contiguous_pointers(lengths_N, token_dtype.itemsize) if pointers_N is None else iter((pointers_N,))
-        for part in (np.frombuffer(header.pack(), np.uint8), lengths_N.astype(LENGTH_DTYPE, copy=False)):
-            _write(stream, digest, part)
-        for pointers in parts:
-            _write(stream, digest, pointers.astype(POINTER_DTYPE, copy=False))
-        _write(stream, digest, boundaries_D.astype(POINTER_DTYPE, copy=False))
+        _write(stream, digest, np.frombuffer(header.pack(), np.uint8))
+        for parts, dtype in ((lengths, LENGTH_DTYPE), (pointers, POINTER_DTYPE), (boundaries, POINTER_DTYPE)):
+            for part in parts:
+                _write(stream, digest, part.astype(dtype, copy=False))
+        assert stream.tell() == header.size_bytes, f"{path}: the header does not fit what follows it"
     return {path.name: {"bytes": header.size_bytes, "blake2b": digest.hexdigest()}}
+
+
+def chunks_of(array_N: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(array_N), size):
+        yield array_N[start : start + size]
 
 
 def _write(stream: IO[bytes], digest: blake2b, part: np.ndarray) -> None:
@@ -192,10 +239,10 @@ def _write(stream: IO[bytes], digest: blake2b, part: np.ndarray) -> None:
     digest.update(data)
 
 
-def _contiguous_pointers(lengths_N: np.ndarray, itemsize: int) -> Iterator[np.ndarray]:
-    """Byte offsets of sequences that lie one after the other, in chunks of 8 MiB."""
+def _contiguous_pointers(lengths: Iterable[np.ndarray], itemsize: int) -> Iterator[np.ndarray]:
+    """Byte offsets of sequences that lie one after the other, for the lengths of each chunk."""
     position_bytes = 0
-    for start in range(0, len(lengths_N), _INDEX_CHUNK):
-        stops = position_bytes + np.cumsum(lengths_N[start : start + _INDEX_CHUNK], dtype=np.int64) * itemsize
-        yield np.concatenate(([position_bytes], stops[:-1]))
-        position_bytes = int(stops[-1])
+    for lengths_C in lengths:
+        stops_C = position_bytes + np.cumsum(lengths_C, dtype=np.int64) * itemsize
+        yield np.concatenate(([position_bytes], stops_C[:-1]))
+        position_bytes = int(stops_C[-1])

@@ -60,6 +60,8 @@ def difference_sample(
         MiniPLMError: the stores are incomplete or of different corpora, a corpus has changed, the reference has seen
             what is scored, a value is NaN, or `output_dir` holds another selection.
     """
+    if index_only and rule.repeat:
+        raise InputError("--repeat-by-weight repeats sequences in views, --index-only writes none: give one of them")
     ranks = ranks or OneProcess()
     corpus = ScoredCorpus.open(scores)
     _refuse_unscored(corpus)

@@ -147,7 +147,14 @@ class Writer:
                 indices_path = self._repeated(position, scratch)
             sequences_K = np.load(indices_path, mmap_mode="r" if written.tallies[position].num_kept else None)
             corpus = self.corpus.corpora[position]
-            return write_view(corpus, sequences_K, self.output_dir, label="refined", settings=settings).name
+            return write_view(
+                corpus,
+                sequences_K,
+                self.output_dir,
+                label="refined",
+                settings=settings,
+                source_fingerprint=self.corpus.fingerprints[position],
+            ).name
 
         mine = self._mine()
         names = dict(zip(mine, map_in_order(write, mine), strict=True))

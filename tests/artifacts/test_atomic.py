@@ -3,11 +3,13 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_miniplm.artifacts import atomic_output, write_array, write_json, write_text
+from megatron_miniplm.artifacts.atomic import array_output
 
 
 def names(directory):
@@ -93,3 +95,14 @@ def test_array_round_trip_in_npy_1_0(tmp_path):
     write_array(tmp_path / "file.npy", array)
     assert np.array_equal(np.load(tmp_path / "file.npy"), array)
     assert (tmp_path / "file.npy").read_bytes().startswith(b"\x93NUMPY\x01\x00")
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [3, 0, 5], [100_000] * 3])
+def test_an_array_in_pieces_has_the_bytes_of_one(tmp_path: Path, sizes: list[int]) -> None:
+    pieces = [np.arange(size) for size in sizes]
+    with array_output(tmp_path / "pieces.npy", np.dtype("<f4")) as append:
+        for piece in pieces:
+            append(piece)
+    write_array(tmp_path / "whole.npy", np.concatenate([np.zeros(0), *pieces]).astype("<f4"))
+    assert (tmp_path / "pieces.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert np.load(tmp_path / "pieces.npy").shape == (sum(sizes),)

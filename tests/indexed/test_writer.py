@@ -103,7 +103,7 @@ def test_a_crash_while_replacing_leaves_no_stale_index_or_manifest(tmp_path, lit
     def full_disk(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("megatron_miniplm.indexed.writer.write_index", full_disk)
+    monkeypatch.setattr("megatron_miniplm.indexed.writer.write_index_chunks", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["corpus.bin"]

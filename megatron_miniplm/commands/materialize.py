@@ -1,0 +1,37 @@
+"""Copy refined data out: one corpus a prefix, for object storage and for clusters without symbolic links.
+
+  miniplm materialize --input selection --output copy
+
+writes copy/<name>.bin/.idx for every view of the selection, with the .documents.parquet if its source has one, and
+copy/data_args.txt for Megatron's --data-args-path. Every sequence has the tokens that Megatron reads through the view.
+--input takes prefixes of views and corpora, directories with a data_args.txt, and selections made with --index-only,
+of which the kept sequences are gathered.
+
+A killed run is continued by the same command.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="prefixes, directories with a data_args.txt (it stands for the prefixes in it), and index-only selections",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory of the copies")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from megatron_miniplm.indexed.materialize import materialize
+
+    manifest = materialize(arguments.input, arguments.output)
+    counts = manifest.counts
+    print(
+        f"{arguments.output}: {counts['num_sequences']:,} sequences, {counts['num_tokens']:,} tokens in "
+        f"{len(manifest.inputs)} corpora"
+    )
