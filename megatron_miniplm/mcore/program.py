@@ -9,7 +9,6 @@
 
 import argparse
 import contextlib
-import ctypes
 import importlib.util
 import os
 import socket
@@ -22,9 +21,7 @@ from typing import Any
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
 from megatron_miniplm.mcore.device_flags import given_flags, with_device_flags
 from megatron_miniplm.mcore.versions import find_megatron, has_dataset_helpers
-
-#: Parameters of `mallopt`, from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+from megatron_miniplm.memory import keep_freed_memory
 
 AddArguments = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 
@@ -50,7 +47,7 @@ def prepare() -> None:
         # Megatron says in ten places that kernels for GPUs are missing; `parse` says it once.
         warnings.filterwarnings("ignore", message="Transformer Engine and Apex|Apex is not|Only transformer-engine")
         _share_cores()
-        _keep_freed_memory()
+        keep_freed_memory()
         cpu_emulation.activate()
     _skip_helper_compilation()
 
@@ -179,18 +176,6 @@ def _share_cores() -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of freed tensors instead of giving it back.
-
-    It maps each tensor of some MB anew, and the kernel zeroes every page of it: the large matrix products of a CPU run
-    take 5 to 30 % longer for that. Elsewhere than on glibc nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _skip_helper_compilation() -> None:

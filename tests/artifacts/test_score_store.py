@@ -201,7 +201,7 @@ def test_block_bytes_are_those_of_the_format_page(tmp_path: Path) -> None:
 def test_short_reads_are_continued(finished: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some file systems give less than they are asked for."""
     readv = os.readv
-    monkeypatch.setattr(os, "readv", lambda descriptor, buffers: readv(descriptor, [buffers[0][:7]]))
+    monkeypatch.setattr(os, "readv", lambda descriptor, buffers: readv(descriptor, [memoryview(buffers[0])[:7]]))
     assert finished.read_all()["nll"].tolist() == NLL
 
 

@@ -1,0 +1,17 @@
+"""How this process asks the system for memory."""
+
+import ctypes
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed arrays and tensors instead of giving their memory back.
+
+    It maps each block of some MB anew, and the kernel zeroes every page of it: passes over scores take twice as long
+    for that, the large matrix products of a CPU run 5 to 30 % longer. Elsewhere than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
