@@ -29,10 +29,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit-proxy": ("fit_proxy", "a sample of scores -> predicted differences of all sequences (a Megatron program)"),
     "scores": ("scores", "progress and export of a directory of scores"),
     "difference-sampling": ("difference_sampling", "teacher scores + reference scores -> refined views"),
+    "report": ("report", "a selection -> one HTML page: what was kept, from where, and what it reads like"),
     "materialize": ("materialize", "refined views or an index-only selection -> copies, without symbolic links"),
+    "explain": ("explain", "why a selection keeps a sequence or not: scores, rank, threshold, weight, text"),
     "convert-tokenization": ("convert_tokenization", "a corpus or refined view -> a corpus in another tokenizer"),
     "compare-runs": ("compare_runs", "held-out loss of students by number of tokens, from TensorBoard logs"),
     "inspect": ("inspect", "what any artifact holds, where it comes from, and whether it is intact"),
+    "lineage": ("lineage", "the tree from any artifact down to raw files and checkpoints"),
 }
 MEGATRON_PROGRAMS = frozenset({"convert-checkpoint", "score-corpus", "fit-proxy"})
 #: A rank with nothing to say leaves so much later: launchers end all ranks once one has left, the one that prints too.

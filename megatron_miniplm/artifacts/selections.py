@@ -23,6 +23,9 @@ from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.hashing import uniforms
 
 SELECTION = "selection.json"
+FORMAT_VERSION = 1
+#: Role of what the reference was trained on and the selection has asked about, in its manifest.
+SEEN = "seen by the reference"
 INDEX_DTYPE = np.dtype("<i8")
 WEIGHT_DTYPE = np.dtype("<f4")
 
@@ -104,6 +107,10 @@ class Selection:
             raise InputError(f"{directory} is no selection, but of kind {manifest.kind}")
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
+            if (found := summary.get("format_version")) != FORMAT_VERSION:
+                raise CorruptArtifactError(
+                    f"{path} has format version {found}, this release reads {FORMAT_VERSION}: make the selection again"
+                )
             prefixes, start = [], 0
             for entry in summary["prefixes"]:
                 prefixes.append(_prefix(directory, entry, start))

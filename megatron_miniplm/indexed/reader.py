@@ -27,7 +27,7 @@ from megatron_miniplm.indexed.layout import (
     idx_path,
 )
 
-_CHECK_CHUNK = 1 << 22  # sequences looked at together; bounds the memory of the checks
+_CHECK_CHUNK = 1 << 19  # sequences looked at together; bounds the memory of the checks
 
 
 class IndexedCorpus:
@@ -74,7 +74,6 @@ class IndexedCorpus:
         corpus = cls(prefix, _read_header(idx_path(prefix)))
         corpus._check_pointers()
         corpus._check_boundaries()
-        corpus.forget_pages()
         return corpus
 
     def __len__(self) -> int:
@@ -146,6 +145,7 @@ class IndexedCorpus:
                     "the .bin is truncated or belongs to another .idx; copy or preprocess it again"
                 )
             stop_bytes = max(stop_bytes, int((pointers + lengths * itemsize).max()))
+            self.forget_pages()
         if not self.is_view and stop_bytes < self.bin_bytes:
             raise CorruptArtifactError(
                 f"{bin_path(self.prefix)} has {self.bin_bytes} bytes, the last sequence of its index ends at "
@@ -170,6 +170,7 @@ class IndexedCorpus:
                     f"{idx_path(self.prefix)}: document {first} starts at sequence {boundaries[first]} and ends before "
                     f"it, at {boundaries[first + 1]}: the index is damaged; make it again"
                 )
+            self.forget_pages()
 
 
 def fingerprint_of(prefix: Path, index_digest: Fingerprint) -> Fingerprint:

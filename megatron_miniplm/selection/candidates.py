@@ -69,6 +69,12 @@ class CandidateReader:
             scores.num_scored_N,
             self._attributes.text_bytes(piece) if in_bytes else None,
         )
+        if np.isnan(value_N).any():
+            first = piece.start + int(np.argmax(np.isnan(value_N)))
+            raise InputError(
+                f"sequence {first} has no number to be ranked by (NaN): change the expression of --from-scores, such as "
+                "log(max(x, 0.001)) for log(x)"
+            )
         order_N = value_N
         if rule.sampling == "gumbel":
             order_N = perturbed(value_N, piece.ids_N, temperature=rule.temperature, seed=rule.seed)

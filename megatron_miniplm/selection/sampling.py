@@ -12,7 +12,7 @@ from megatron_miniplm.artifacts.atomic import write_json
 from megatron_miniplm.artifacts.data_args import write_data_args
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.manifest import Manifest, checksum_of, input_of, refuse_another
-from megatron_miniplm.artifacts.selections import SELECTION
+from megatron_miniplm.artifacts.selections import FORMAT_VERSION, SEEN, SELECTION
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.progress import Progress
@@ -21,6 +21,7 @@ from megatron_miniplm.selection.candidates import CandidateReader
 from megatron_miniplm.selection.ranks import OneProcess, Ranks
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.scored_corpus import (
+    Piece,
     ScoredCorpus,
     map_in_order,
 )
@@ -28,8 +29,9 @@ from megatron_miniplm.selection.seen import training_prefixes
 from megatron_miniplm.selection.top import Ordered, Threshold, find_thresholds
 from megatron_miniplm.selection.writing import Writer
 
-FORMAT_VERSION = 1
 SCRATCH = ".scratch-"
+#: Pieces of the corpus that tell where the threshold may lie, before all are read.
+SAMPLED_PIECES = 16
 
 
 def difference_sample(
@@ -72,17 +74,11 @@ def difference_sample(
     )
     refuse_another(output_dir, "selection", fingerprint)
     with _scratch(output_dir, ranks) as scratch:
-        attributes = collect_attributes(
-            corpus.corpora,
-            scratch,
-            with_domains=rule.needs_domains,
-            with_bytes=rule.measure.reduction == "bits-per-byte",
-            seen=seen,
-            ranks=ranks,
-        )
+        attributes = _attributes(corpus, rule, scratch, seen, ranks)
         _refuse_seen(attributes, corpus, seen_by_reference)
         reader = CandidateReader(corpus, rule, attributes, excludes_seen=seen_by_reference == "exclude" and bool(seen))
         thresholds = _thresholds(corpus, reader, rule, ranks)
+        corpus.require_unchanged()
         writer = Writer(
             corpus=corpus, reader=reader, rule=rule, thresholds=thresholds, output_dir=output_dir, ranks=ranks
         )
@@ -104,6 +100,17 @@ def difference_sample(
     return summary
 
 
+def _attributes(
+    corpus: ScoredCorpus, rule: Rule, scratch: Path, seen: dict[Path, Fingerprint], ranks: Ranks
+) -> Attributes:
+    with_bytes = rule.measure.reduction == "bits-per-byte"
+    if not (rule.needs_domains or with_bytes or seen):
+        return Attributes(directory=scratch)  # the prefixes need not be open yet
+    return collect_attributes(
+        corpus.corpora, scratch, with_domains=rule.needs_domains, with_bytes=with_bytes, seen=seen, ranks=ranks
+    )
+
+
 def _thresholds(corpus: ScoredCorpus, reader: CandidateReader, rule: Rule, ranks: Ranks) -> list[Threshold]:
     """The last kept sequence of each group; each rank looks at a part of the corpus."""
     if rule.threshold is not None:
@@ -112,13 +119,25 @@ def _thresholds(corpus: ScoredCorpus, reader: CandidateReader, rule: Rule, ranks
     mine = pieces[len(pieces) * ranks.rank // ranks.size : len(pieces) * (ranks.rank + 1) // ranks.size]
     num_sequences = sum(piece.size for piece in mine)
 
+    def ordered(pieces: Sequence[Piece]) -> Iterator[Ordered]:
+        return map_in_order(lambda piece: reader.ordered(reader.read(piece)), pieces)
+
     def stream() -> Iterator[Ordered]:
         with Progress(num_sequences, " sequences", visible=ranks.rank == 0, title="ranking") as progress:
-            for ordered in map_in_order(lambda piece: reader.ordered(reader.read(piece)), mine):
-                yield ordered
-                progress.advance(len(ordered.ids_N))
+            for part in ordered(mine):
+                yield part
+                progress.advance(len(part.ids_N))
 
-    return find_thresholds(stream, rule.targets, num_groups=reader.num_groups, ranks=ranks)
+    sampled = mine[:: max(1, len(mine) // SAMPLED_PIECES)] if len(mine) > SAMPLED_PIECES else []
+    num_sampled = sum(ranks.gather(sum(piece.size for piece in sampled)))
+    return find_thresholds(
+        stream,
+        rule.targets,
+        num_groups=reader.num_groups,
+        ranks=ranks,
+        sample=(lambda: ordered(sampled)) if num_sampled else None,
+        sampled_fraction=num_sampled / corpus.num_sequences,
+    )
 
 
 def _refuse_unscored(corpus: ScoredCorpus) -> None:
@@ -176,7 +195,7 @@ def _publish(
         input_of("corpus", indexed.prefix, found, relative_to=output_dir)
         for indexed, found in zip(corpus.corpora, corpus.fingerprints, strict=True)
     ]
-    inputs += [input_of("seen by the reference", path, found, relative_to=output_dir) for path, found in seen.items()]
+    inputs += [input_of(SEEN, path, found, relative_to=output_dir) for path, found in seen.items()]
     Manifest(
         kind="selection",
         fingerprint=fingerprint,

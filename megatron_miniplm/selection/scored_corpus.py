@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Self
@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint
 from megatron_miniplm.artifacts.lineage import parent_path
-from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest
+from megatron_miniplm.artifacts.manifest import Manifest
 from megatron_miniplm.artifacts.scores import NOT_SCORED, PREDICTED_DIFFERENCE, ScoreStore
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
@@ -68,8 +68,8 @@ class ScoredCorpus:
     Attributes:
         stores: by role, `TEACHER`, `REFERENCE` or `PREDICTIONS`.
         manifests: theirs.
-        corpora: one a prefix, in the order that defines global ids.
-        fingerprints: of the corpora, compared with what was scored.
+        prefixes: of the corpus, in the order that defines global ids.
+        fingerprints: of the prefixes when they were scored.
         starts_P: global id of the first sequence of every prefix, and the number of all sequences.
     """
 
@@ -78,9 +78,15 @@ class ScoredCorpus:
         self.manifests = manifests
         role, store = next(iter(stores.items()))
         parents = [parent for parent in manifests[role].inputs if parent.role == "corpus"]
-        self.corpora = list(map_in_order(partial(_open_unchanged, store), parents))
+        self.prefixes = [parent_path(store.directory, parent) for parent in parents]
         self.fingerprints: list[Fingerprint] = [parent.fingerprint for parent in parents]
-        self.starts_P = [0, *accumulate(map(len, self.corpora))]
+        self.starts_P = [0, *accumulate(entry["num_sequences"] for entry in store.identity["corpus"])]
+        threads = ThreadPoolExecutor(num_usable_threads())
+        self._opening = [
+            threads.submit(_open_unchanged, store, prefix, fingerprint)
+            for prefix, fingerprint in zip(self.prefixes, self.fingerprints, strict=True)
+        ]
+        threads.shutdown(wait=False)
 
     @classmethod
     def open(cls, directories: dict[str, Path]) -> Self:
@@ -102,6 +108,23 @@ class ScoredCorpus:
             _check_same_corpus(first, other)
         return cls(stores, manifests)
 
+    @cached_property
+    def corpora(self) -> list[IndexedCorpus]:
+        """The prefixes, opened and unchanged since they were scored; reading scores need not wait for that.
+
+        Raises:
+            FingerprintMismatchError: one has changed.
+        """
+        return [opening.result() for opening in self._opening]
+
+    def require_unchanged(self) -> None:
+        """Wait until all prefixes are compared with what was scored.
+
+        Raises:
+            FingerprintMismatchError: one has changed.
+        """
+        _ = self.corpora
+
     @property
     def num_sequences(self) -> int:
         return self.starts_P[-1]
@@ -109,7 +132,7 @@ class ScoredCorpus:
     def pieces(self, prefixes: Iterable[int] | None = None) -> list[Piece]:
         """The corpus, or some of its prefixes, in order and in pieces that are the same for every caller."""
         found = []
-        for prefix in range(len(self.corpora)) if prefixes is None else prefixes:
+        for prefix in range(len(self.prefixes)) if prefixes is None else prefixes:
             start, stop = self.starts_P[prefix : prefix + 2]
             for first in range(0, stop - start, CHUNK_SEQUENCES):
                 size = min(CHUNK_SEQUENCES, stop - start - first)
@@ -139,9 +162,12 @@ class ScoredCorpus:
 
     def lengths(self, piece: Piece) -> np.ndarray:
         """Tokens of every sequence of a piece, int32; read, not mapped, so that no page stays in memory."""
-        path = idx_path(self.corpora[piece.prefix].prefix)
+        path = idx_path(self.prefixes[piece.prefix])
         offset_bytes = HEADER.size + LENGTH_DTYPE.itemsize * piece.first
-        return np.fromfile(path, LENGTH_DTYPE, piece.size, offset=offset_bytes)
+        length_N = np.fromfile(path, LENGTH_DTYPE, piece.size, offset=offset_bytes)
+        if len(length_N) < piece.size:
+            self.require_unchanged()  # says what has become of it
+        return length_N
 
     def _predicted(self, piece: Piece, found: dict[str, np.ndarray]) -> Scores:
         """A difference that is known goes before one that is predicted."""
@@ -201,17 +227,17 @@ def num_usable_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _open_unchanged(store: ScoreStore, parent: ArtifactInput) -> IndexedCorpus:
-    """A corpus where the store's manifest says that it lies.
+def _open_unchanged(store: ScoreStore, prefix: Path, fingerprint: Fingerprint) -> IndexedCorpus:
+    """A corpus that has the fingerprint with which it was scored.
 
     Raises:
         FingerprintMismatchError: it is no longer what was scored.
     """
-    corpus = IndexedCorpus.open(parent_path(store.directory, parent))
-    if (found := corpus.fingerprint()) != parent.fingerprint:
+    corpus = IndexedCorpus.open(prefix)
+    if (found := corpus.fingerprint()) != fingerprint:
         raise FingerprintMismatchError(
-            f"{store.directory} was computed on {corpus.prefix.name} [{parent.fingerprint[:SHORT_HEX]}], but "
-            f"{corpus.prefix} is now [{found[:SHORT_HEX]}]: score it again, or bring the old corpus back"
+            f"{store.directory} was computed on {prefix.name} [{fingerprint[:SHORT_HEX]}], but "
+            f"{prefix} is now [{found[:SHORT_HEX]}]: score it again, or bring the old corpus back"
         )
     return corpus
 

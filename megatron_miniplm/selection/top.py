@@ -3,9 +3,10 @@
 Sequences are ordered by their value, the greatest first, and then by their global id, the lowest first. A value is made
 an integer of 64 bits that has the same order. One pass over the stream counts the upper digit of every integer, which
 says with which digit the threshold begins; sequences with that digit are few, nearly always few enough to be sorted in
-the next pass. Where they are not, because many values are equal or nearly so, another pass counts the next digit of
-theirs, and at last digits of the id. Memory does not grow with the stream, whatever is in it. Counts are integers: the
-result is the same on any number of ranks.
+the next pass. That pass is spared where a sample has told the digit, and the first one has put such sequences aside.
+Where they are too many, because many values are equal or nearly so, another pass counts the next digit of theirs, and
+at last digits of the id. Memory does not grow with the stream, whatever is in it. Counts are integers: the result is
+the same on any number of ranks, and with any sample.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +20,9 @@ from megatron_miniplm.selection.ranks import Ranks
 
 #: So many sequences are sorted at once, some 100 bytes each.
 MAX_SORTED = 1 << 21
-_COUNTER_BITS = 21  # of all groups together, where there are not too many: 16 MB
+_COUNTER_BITS = 20  # of all groups together, where there are not too many: 8 MB
 _MIN_DIGIT_BITS = 10
+_SAMPLE_MARGIN = 0.01  # of all ranks of sequences: how far off the sample may be
 _VALUE_BITS, _ID_BITS = 64, 63
 
 _SIGN = np.uint64(1 << 63)
@@ -106,13 +108,23 @@ Stream = Callable[[], Iterator[Ordered]]
 Targets = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def find_thresholds(stream: Stream, targets: Targets, *, num_groups: int, ranks: Ranks) -> list[Threshold]:
+def find_thresholds(
+    stream: Stream,
+    targets: Targets,
+    *,
+    num_groups: int,
+    ranks: Ranks,
+    sample: Stream | None = None,
+    sampled_fraction: float = 1.0,
+) -> list[Threshold]:
     """Find the last sequence of every group's top set; a collective call.
 
     Args:
         stream: of this rank.
         targets: the top set is the smallest that holds so much; all of a group that has less.
         num_groups: sequences compete with those of their own group only.
+        sample: a part of the stream, to be read beforehand.
+        sampled_fraction: its share of all ranks' streams, about.
 
     Returns:
         One a group.
@@ -121,6 +133,8 @@ def find_thresholds(stream: Stream, targets: Targets, *, num_groups: int, ranks:
         InputError: a value is NaN.
     """
     search = _Search(num_groups, ranks)
+    if sample is not None:
+        search.guess(sample, sampled_fraction, targets)
     num_left = search.narrow(stream, targets)
     while num_left > MAX_SORTED:
         num_left = search.narrow(stream)
@@ -139,6 +153,24 @@ class _Search:
         self._id_G = np.zeros(num_groups, np.uint64)
         self._wanted_G = np.ones(num_groups, np.int64)  # size that is still to be kept, of what has these bits
         self._keeps_all_G = np.zeros(num_groups, bool)
+        self._guess_2G: np.ndarray | None = None  # lowest and highest first digit that is put aside
+        self._aside: list[Ordered] | None = None
+        self._num_aside = 0
+
+    def guess(self, sample: Stream, fraction: float, targets: Targets) -> None:
+        """Let the first pass put aside what has the digits with which the thresholds probably begin."""
+        shift = np.uint64(_VALUE_BITS - self._digit_bits)
+        count_GD, size_GD = self._count(sample, shift, self._digit_bits, is_value=True)
+        count_G, size_G = count_GD.sum(axis=1), size_GD.sum(axis=1)
+        scaled = [(total_G / fraction).astype(np.int64) for total_G in (count_G, size_G)]
+        wanted_G = targets(*scaled) * fraction
+        margin_G = size_G * min(_SAMPLE_MARGIN, MAX_SORTED / 4 / max(1, int(scaled[0].sum())))
+        size_from_top_GD = np.cumsum(size_GD[:, ::-1], axis=1)
+        bounds = []
+        for bound_G in (wanted_G + margin_G, wanted_G - margin_G):
+            clipped_G = np.clip(bound_G, 1, np.maximum(size_G, 1))
+            bounds.append((1 << self._digit_bits) - 1 - np.argmax(size_from_top_GD >= clipped_G[:, None], axis=1))
+        self._guess_2G, self._aside = np.array(bounds), []
 
     def narrow(self, stream: Stream, targets: Targets | None = None) -> int:
         """Find the next digit of each threshold; returns how many sequences have the digits that are then known.
@@ -165,11 +197,13 @@ class _Search:
         known_G <<= np.uint64(digit_bits)
         known_G |= digit_G.astype(np.uint64)
         self._num_bits += digit_bits
+        if targets is not None:
+            self._check_guess(digit_G)
         return int(count_GD[groups_G, digit_G].sum(where=self._wanted_G > 0))
 
     def sort(self, stream: Stream) -> list[Threshold]:
         """Order what has the known digits."""
-        parts = [self._left(ordered) for ordered in stream()]
+        parts = [self._left(ordered) for ordered in (stream() if self._aside is None else self._aside)]
         columns = [(left.ids_N, key_N, _size(left), _group(left)) for left, key_N in parts]
         empty = [np.zeros(0, dtype) for dtype in (np.int64, np.uint64, np.int64, np.int64)]
         mine = [np.concatenate([start, *column]) for start, *column in zip(empty, *columns, strict=True)]
@@ -195,22 +229,41 @@ class _Search:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Number and size of the sequences that have the known digits, by group and next digit, (G, D) int64."""
         shape = (self._num_groups, 1 << digit_bits)
-        count_GD, size_GD = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        count_GD, size_GD = np.zeros(shape, np.int64), None
         mask = np.uint64((1 << digit_bits) - 1)
-        counts_sizes = False
         for ordered in stream():
             left, key_N = self._left(ordered)
             place_N = (((key_N if is_value else _id_key(left.ids_N)) >> shift) & mask).view(np.int64)
+            if self._aside is not None and self._num_bits == 0:
+                self._put_aside(left, place_N)
             if left.group_N is not None:
                 place_N += left.group_N.astype(np.int64) << digit_bits
             np.add.at(count_GD.reshape(-1), place_N, 1)
             if left.size_N is not None:
-                counts_sizes = True
+                size_GD = np.zeros(shape, np.int64) if size_GD is None else size_GD
                 np.add.at(size_GD.reshape(-1), place_N, left.size_N)
         count_GD = self._ranks.sum(count_GD)
-        if not any(self._ranks.gather(counts_sizes)):
+        if not any(self._ranks.gather(size_GD is not None)):
             return count_GD, count_GD
-        return count_GD, self._ranks.sum(size_GD)
+        return count_GD, self._ranks.sum(np.zeros(shape, np.int64) if size_GD is None else size_GD)
+
+    def _put_aside(self, ordered: Ordered, digit_N: np.ndarray) -> None:
+        assert self._guess_2G is not None
+        assert self._aside is not None
+        low_N, high_N = self._guess_2G[:, 0 if ordered.group_N is None else ordered.group_N]
+        self._aside.append(ordered.take(np.flatnonzero((digit_N >= low_N) & (digit_N <= high_N))))
+        self._num_aside += len(self._aside[-1].ids_N)
+        if self._num_aside > MAX_SORTED:
+            self._aside = None
+
+    def _check_guess(self, digit_G: np.ndarray) -> None:
+        """Forget what was put aside, unless it has all that has the first digits of the thresholds, on all ranks."""
+        is_right = False
+        if self._aside is not None and self._guess_2G is not None:
+            low_G, high_G = self._guess_2G
+            is_right = bool((((digit_G >= low_G) & (digit_G <= high_G)) | (self._wanted_G <= 0)).all())
+        if not all(self._ranks.gather(is_right)):
+            self._aside = None
 
     def _left(self, ordered: Ordered) -> tuple[Ordered, np.ndarray]:
         """The sequences that have the known digits, and the keys of their values."""
@@ -244,7 +297,4 @@ def _group(ordered: Ordered) -> np.ndarray:
 def _refuse_nan(ordered: Ordered) -> None:
     if np.isnan(ordered.value_N).any():
         first = int(np.argmax(np.isnan(ordered.value_N)))
-        raise InputError(
-            f"sequence {ordered.ids_N[first]} has no number to be ranked by (NaN): look at its scores with miniplm "
-            "explain, or at the expression of --from-scores"
-        )
+        raise InputError(f"sequence {ordered.ids_N[first]} has no number to be ranked by (NaN)")

@@ -248,4 +248,4 @@ class Writer:
 
 
 def array_name(corpus: ScoredCorpus, position: int, what: str) -> str:
-    return f"{position:04d}_{corpus.corpora[position].prefix.name}.{what}.npy"
+    return f"{position:04d}_{corpus.prefixes[position].name}.{what}.npy"

@@ -12,7 +12,8 @@ from megatron_miniplm.artifacts import load_manifest
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.manifest import verify_files
 from megatron_miniplm.artifacts.scores import ScoreStore
-from megatron_miniplm.errors import FingerprintMismatchError, InputError, MiniPLMError
+from megatron_miniplm.artifacts.selections import Selection
+from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus
 
 #: Three prefixes, the second without sequences. One sequence of a token, with nothing to score.
@@ -245,3 +246,18 @@ def test_a_corpus_with_nothing_to_score(tmp_path: Path, output: Path, ratio_of: 
     stores = [write_scores(tmp_path / name, [corpus], [0.0, 0.0]).directory for name in ("teacher", "reference")]
     assert "has no scored tokens" in refusal(InputError, *stores, output, ratio_of=ratio_of)
     assert not output.exists()
+
+
+@pytest.mark.parametrize("target", [{"ratio": 0.5}, {"threshold": -5.0}], ids=str)
+def test_a_value_that_is_no_number(teacher: Path, reference: Path, output: Path, target: dict[str, float]) -> None:
+    """log(-0.5) of the second sequence."""
+    with pytest.raises(InputError, match=r"^sequence 1 has no number to be ranked by \(NaN\): change the expression"):
+        sample(teacher, reference, output, expression="log(reference - teacher)", **target)
+
+
+def test_a_selection_of_another_format(teacher: Path, reference: Path, output: Path) -> None:
+    sample(teacher, reference, output)
+    summary = json.loads((output / "selection.json").read_text())
+    (output / "selection.json").write_text(json.dumps({**summary, "format_version": 0}))
+    with pytest.raises(CorruptArtifactError, match="selection.json has format version 0, this release reads 1"):
+        Selection.open(output)

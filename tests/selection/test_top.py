@@ -38,6 +38,7 @@ def search(
     num_ranks: int = 1,
     piece: int = 7,
     counts_sizes: bool = True,
+    sampled: range | None = None,
 ) -> list[int]:
     """Ids that the thresholds keep, in pieces of another cut on every number of ranks."""
     value_N, size_N, group_N = (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.zeros(0)] * 3
@@ -59,6 +60,8 @@ def search(
             lambda count_G, size_G: np.array(targets),
             num_groups=len(targets),
             ranks=ranks,
+            sample=None if sampled is None else lambda: pieces(sampled.start, sampled.stop),
+            sampled_fraction=1.0 if sampled is None else ranks.size * len(sampled) / max(1, len(rows)),
         )
         return [int(index) for part in pieces(0, len(rows)) for index in part.ids_N[keeps(thresholds, part)]]
 
@@ -98,6 +101,40 @@ def test_thresholds_equal_a_full_sort_on_any_ranks(
 ) -> None:
     for num_ranks in (1, 2, 3):
         check(rows, targets, num_ranks, piece)
+
+
+@given(rows=ROWS, targets=st.lists(st.integers(0, 200), min_size=3, max_size=3), data=st.data())
+def test_a_sample_changes_nothing(rows: list[tuple[float, int, int]], targets: list[int], data: st.DataObject) -> None:
+    """Nor does one that misleads."""
+    start = data.draw(st.integers(0, len(rows)))
+    sampled = range(start, data.draw(st.integers(start, len(rows))))
+    for num_ranks in (1, 2):
+        found = search(rows, targets, num_ranks=num_ranks, sampled=sampled if sampled else None)
+        assert found == search(rows, targets)
+
+
+@pytest.mark.parametrize("step", [1, 50])
+def test_a_good_sample_spares_a_pass(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    value_N = np.random.default_rng(1).normal(size=50_000)
+    passes = []
+
+    def stream(part: slice) -> Iterator[Ordered]:
+        passes.append(part)
+        ids_N = np.arange(50_000)[part]
+        yield Ordered(ids_N=ids_N, value_N=value_N[part])
+
+    thresholds = find_thresholds(
+        lambda: stream(slice(None)),
+        lambda count_G, size_G: count_G // 2,
+        num_groups=1,
+        ranks=OneProcess(),
+        sample=lambda: stream(slice(0, None, step)),
+        sampled_fraction=1 / step,
+    )
+    assert passes == [slice(0, None, step), slice(None)]
+    kept_N = keeps(thresholds, Ordered(ids_N=np.arange(50_000), value_N=value_N))
+    assert kept_N.sum() == 25_000
+    assert value_N[kept_N].min() > value_N[~kept_N].max()
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
