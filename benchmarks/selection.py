@@ -223,7 +223,7 @@ def is_identical(directory: Path) -> bool:
 
 
 def is_as_original(directory: Path) -> bool:
-    """Whether the original keeps the same set, but for sequences that are equal at the threshold: its sort is unstable."""
+    """Whether the original keeps the same set, but for ties at the threshold: its sort is unstable."""
     differing = np.setxor1d(np.load(directory / "original.npy"), kept_ids(directory))
     stores = [ScoreStore.open(directory / model) for model in MODELS]
     found = set()

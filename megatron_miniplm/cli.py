@@ -62,6 +62,9 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
     Returns:
         0 done, 2 bad input or usage (one line on stderr), 75 interrupted but resumable. A bug raises.
     """
+    if name not in MEGATRON_PROGRAMS:
+        # No tool multiplies matrices, and a process with threads that NumPy has started cannot be forked.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[name][0]}")
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -20,6 +20,9 @@ SEEN_BY_REFERENCE = ("error", "exclude", "allow")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--index-only", action="store_true", help="indices and weights, but no views")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="of this host, without torchrun or srun; default: one a core"
+    )
     _add_scores(parser.add_argument_group("scores"))
     _add_target(parser.add_argument_group("how much is kept (one of the three)"))
     _add_ranking(parser.add_argument_group("what is kept"))
@@ -113,15 +116,17 @@ def run(arguments: argparse.Namespace) -> None:
         **{name: getattr(arguments, name) for name in _SAME_NAME},
     )
     scores = _scores(arguments, measure)
+    if arguments.processes is not None and arguments.processes < 1:
+        raise InputError(f"--processes {arguments.processes} must be at least 1")
     reference_data = expand_prefixes(arguments.reference_data)
 
     from megatron_miniplm.memory import keep_freed_memory
-    from megatron_miniplm.selection.ranks import ranks_of_launcher
+    from megatron_miniplm.selection.ranks import Ranks, run_on_ranks
     from megatron_miniplm.selection.sampling import difference_sample
 
     keep_freed_memory()
-    ranks = ranks_of_launcher()
-    try:
+
+    def select(ranks: Ranks) -> None:
         summary = difference_sample(
             scores,
             arguments.output,
@@ -133,8 +138,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
         if ranks.rank == 0:
             _print(arguments.output, summary, measure)
-    finally:
-        ranks.close()
+
+    run_on_ranks(select, arguments.processes)
 
 
 _SAME_NAME = (

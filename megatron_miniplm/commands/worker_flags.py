@@ -17,8 +17,7 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def worker_count(arguments: argparse.Namespace) -> int:
-    """The checked flag; to be called before NumPy is imported, which otherwise starts threads for matrices."""
+    """The checked flag."""
     if arguments.workers < 1:
         raise InputError(f"--workers {arguments.workers} cannot encode: give at least 1")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     return int(arguments.workers)

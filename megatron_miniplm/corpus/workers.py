@@ -9,17 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any, Self
 
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.forking import can_fork
 
 logger = logging.getLogger(__name__)
 
 _UNITS_AHEAD = 2  # a worker: one that it works on, one that waits for it
-
-#: jemalloc, which pyarrow brings, makes its background thread anew in a forked process.
-_FORKABLE_THREADS = frozenset({"jemalloc_bg_thd"})
 
 _work: Callable[[Any], Any] | None = None  # of a worker process
 
@@ -76,13 +73,13 @@ class WorkerPool[Unit, Result]:
         """Start the processes, before this one opens files and starts threads."""
         global _work
         if self._num_workers > 1:
-            can_fork = _can_fork()
+            is_forked = can_fork()
             _work = self._work  # inherited by a fork
             self._executor = ProcessPoolExecutor(
                 self._num_workers,
-                mp_context=multiprocessing.get_context("fork" if can_fork else "spawn"),
+                mp_context=multiprocessing.get_context("fork" if is_forked else "spawn"),
                 initializer=_start_worker,
-                initargs=(None if can_fork else self._work,),
+                initargs=(None if is_forked else self._work,),
             )
             self._executor.submit(_do_nothing).result()
         return self
@@ -90,15 +87,6 @@ class WorkerPool[Unit, Result]:
     def __exit__(self, *error: object) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _can_fork() -> bool:
-    """Whether this process has one thread, besides those of libraries that see to forks themselves."""
-    try:
-        names = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]
-    except OSError:
-        return False  # not Linux
-    return sum(name.strip() not in _FORKABLE_THREADS for name in names) == 1
 
 
 def _start_worker(work: Callable[[Any], Any] | None) -> None:

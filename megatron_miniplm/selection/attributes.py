@@ -14,7 +14,6 @@ import numpy as np
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.layout import bin_path
-from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, source_sequences
 from megatron_miniplm.selection.ranks import Ranks
 from megatron_miniplm.selection.scored_corpus import CHUNK_SEQUENCES, Piece
 
@@ -107,6 +106,8 @@ def _path(directory: Path, name: str, prefix: int) -> Path:
 
 def _write_sidecar_columns(corpus: IndexedCorpus, position: int, directory: Path) -> list[str]:
     """Domain and bytes of every sequence; returns the names of the domains by code."""
+    from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, source_sequences  # pyarrow takes 0.15 s
+
     sidecar = Sidecar.of(corpus)
     if sidecar is None:
         raise InputError(

@@ -27,7 +27,7 @@ from megatron_miniplm.selection.scored_corpus import (
 )
 from megatron_miniplm.selection.seen import training_prefixes
 from megatron_miniplm.selection.top import Ordered, Threshold, find_thresholds
-from megatron_miniplm.selection.writing import Writer
+from megatron_miniplm.selection.writing import Writer, prefixes_of_rank
 
 SCRATCH = ".scratch-"
 #: Pieces of the corpus that tell where the threshold may lie, before all are read.
@@ -67,6 +67,8 @@ def difference_sample(
     ranks = ranks or OneProcess()
     corpus = ScoredCorpus.open(scores)
     _refuse_unscored(corpus)
+    mine = prefixes_of_rank(corpus, ranks)
+    corpus.open_in_background(mine)
     seen = training_prefixes(corpus, reference_data) if seen_by_reference != "allow" else {}
     settings = {**rule.settings(), "index_only": index_only, "seen_by_reference": seen_by_reference}
     fingerprint = digest_values(
@@ -78,7 +80,9 @@ def difference_sample(
         _refuse_seen(attributes, corpus, seen_by_reference)
         reader = CandidateReader(corpus, rule, attributes, excludes_seen=seen_by_reference == "exclude" and bool(seen))
         thresholds = _thresholds(corpus, reader, rule, ranks)
-        corpus.require_unchanged()
+        for position in mine:
+            corpus.corpus(position)
+        ranks.gather(None)  # no prefix has changed, or nothing is written
         writer = Writer(
             corpus=corpus, reader=reader, rule=rule, thresholds=thresholds, output_dir=output_dir, ranks=ranks
         )
@@ -180,8 +184,8 @@ def _publish(
     """Write the blend, `selection.json` and, last, the manifest."""
     entries = summary["prefixes"]
     blend = []
-    for entry, indexed in zip(entries, corpus.corpora, strict=True):
-        prefix = output_dir / entry["view"] if entry["view"] else indexed.prefix
+    for entry, source in zip(entries, corpus.prefixes, strict=True):
+        prefix = output_dir / entry["view"] if entry["view"] else source
         num_tokens = IndexedCorpus.open(prefix).num_tokens if settings["repeat"] else entry["num_tokens"]
         blend.append((num_tokens, prefix))
     write_data_args(output_dir, blend)
@@ -192,8 +196,8 @@ def _publish(
         for role, store in corpus.stores.items()
     ]
     inputs += [
-        input_of("corpus", indexed.prefix, found, relative_to=output_dir)
-        for indexed, found in zip(corpus.corpora, corpus.fingerprints, strict=True)
+        input_of("corpus", prefix, found, relative_to=output_dir)
+        for prefix, found in zip(corpus.prefixes, corpus.fingerprints, strict=True)
     ]
     inputs += [input_of(SEEN, path, found, relative_to=output_dir) for path, found in seen.items()]
     Manifest(

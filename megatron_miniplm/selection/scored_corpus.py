@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Self
@@ -81,12 +80,7 @@ class ScoredCorpus:
         self.prefixes = [parent_path(store.directory, parent) for parent in parents]
         self.fingerprints: list[Fingerprint] = [parent.fingerprint for parent in parents]
         self.starts_P = [0, *accumulate(entry["num_sequences"] for entry in store.identity["corpus"])]
-        threads = ThreadPoolExecutor(num_usable_threads())
-        self._opening = [
-            threads.submit(_open_unchanged, store, prefix, fingerprint)
-            for prefix, fingerprint in zip(self.prefixes, self.fingerprints, strict=True)
-        ]
-        threads.shutdown(wait=False)
+        self._opening: dict[int, Future[IndexedCorpus]] = {}
 
     @classmethod
     def open(cls, directories: dict[str, Path]) -> Self:
@@ -108,22 +102,35 @@ class ScoredCorpus:
             _check_same_corpus(first, other)
         return cls(stores, manifests)
 
-    @cached_property
+    def open_in_background(self, positions: Iterable[int]) -> None:
+        """Begin to open prefixes and to compare them with what was scored, which reads their whole index."""
+        store = next(iter(self.stores.values()))
+        threads = ThreadPoolExecutor(num_usable_threads())
+        for position in positions:
+            if position not in self._opening:
+                arguments = (store, self.prefixes[position], self.fingerprints[position])
+                self._opening[position] = threads.submit(_open_unchanged, *arguments)
+        threads.shutdown(wait=False)
+
+    def corpus(self, position: int) -> IndexedCorpus:
+        """One prefix, unchanged since it was scored.
+
+        Raises:
+            FingerprintMismatchError: it has changed.
+        """
+        self.open_in_background([position])
+        return self._opening[position].result()
+
+    @property
     def corpora(self) -> list[IndexedCorpus]:
-        """The prefixes, opened and unchanged since they were scored; reading scores need not wait for that.
+        """All prefixes, unchanged since they were scored.
 
         Raises:
             FingerprintMismatchError: one has changed.
         """
-        return [opening.result() for opening in self._opening]
-
-    def require_unchanged(self) -> None:
-        """Wait until all prefixes are compared with what was scored.
-
-        Raises:
-            FingerprintMismatchError: one has changed.
-        """
-        _ = self.corpora
+        positions = range(len(self.prefixes))
+        self.open_in_background(positions)
+        return [self.corpus(position) for position in positions]
 
     @property
     def num_sequences(self) -> int:
@@ -166,7 +173,7 @@ class ScoredCorpus:
         offset_bytes = HEADER.size + LENGTH_DTYPE.itemsize * piece.first
         length_N = np.fromfile(path, LENGTH_DTYPE, piece.size, offset=offset_bytes)
         if len(length_N) < piece.size:
-            self.require_unchanged()  # says what has become of it
+            self.corpus(piece.prefix)  # says what has become of it
         return length_N
 
     def _predicted(self, piece: Piece, found: dict[str, np.ndarray]) -> Scores:
@@ -207,7 +214,7 @@ def map_in_order[Item, Result](
     """
     num_threads = num_threads or num_usable_threads()
     if num_threads == 1:
-        yield from map(function, items)
+        yield from map(function, items)  # a thread beside this one would wait for the interpreter's lock
         return
     with ThreadPoolExecutor(num_threads) as threads:
         waiting: list[Future[Result]] = []

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +100,18 @@ class Written:
         """`prefixes` of `selection.json`."""
         return [
             {
-                "name": indexed.prefix.name,
-                "path": input_of("corpus", indexed.prefix, fingerprint, relative_to=output_dir).path,
+                "name": prefix.name,
+                "path": input_of("corpus", prefix, fingerprint, relative_to=output_dir).path,
                 "fingerprint": fingerprint,
-                "num_source_sequences": len(indexed),
+                "num_source_sequences": corpus.starts_P[position + 1] - corpus.starts_P[position],
                 "num_sequences": tally.num_kept,
                 "num_tokens": tally.num_kept_tokens,
                 "indices": array_name(corpus, position, "indices"),
                 "weights": array_name(corpus, position, "weights"),
                 "view": tally.view,
             }
-            for position, (indexed, fingerprint, tally) in enumerate(
-                zip(corpus.corpora, corpus.fingerprints, self.tallies, strict=True)
+            for position, (prefix, fingerprint, tally) in enumerate(
+                zip(corpus.prefixes, corpus.fingerprints, self.tallies, strict=True)
             )
         ]
 
@@ -146,7 +146,7 @@ class Writer:
             if self.rule.repeat:
                 indices_path = self._repeated(position, scratch)
             sequences_K = np.load(indices_path, mmap_mode="r" if written.tallies[position].num_kept else None)
-            corpus = self.corpus.corpora[position]
+            corpus = self.corpus.corpus(position)
             return write_view(
                 corpus,
                 sequences_K,
@@ -227,17 +227,11 @@ class Writer:
             progress.advance(candidates.piece.size)
 
     def _progress(self, what: str) -> Progress:
-        total = sum(len(self.corpus.corpora[position]) for position in self._mine())
+        total = sum(piece.size for piece in self.corpus.pieces(self._mine()))
         return Progress(total, " sequences", visible=self.ranks.rank == 0, title=what)
 
     def _mine(self) -> list[int]:
-        """The prefixes that this rank writes: the largest first, each to the rank that has least."""
-        sizes = [len(corpus) for corpus in self.corpus.corpora]
-        loads, owner = [0] * self.ranks.size, {}
-        for position in sorted(range(len(sizes)), key=lambda position: -sizes[position]):
-            owner[position] = loads.index(min(loads))
-            loads[owner[position]] += sizes[position] + 1
-        return sorted(position for position, rank in owner.items() if rank == self.ranks.rank)
+        return prefixes_of_rank(self.corpus, self.ranks)
 
     def _merge(self, tallies: dict[int, Tally]) -> list[Tally]:
         merged = {position: tally for found in self.ranks.gather(tallies) for position, tally in found.items()}
@@ -245,6 +239,16 @@ class Writer:
 
     def _array_path(self, position: int, what: str) -> Path:
         return self.output_dir / array_name(self.corpus, position, what)
+
+
+def prefixes_of_rank(corpus: ScoredCorpus, ranks: Ranks) -> list[int]:
+    """The prefixes that a rank writes: the largest first, each to the rank that has least."""
+    sizes = [stop - start for start, stop in pairwise(corpus.starts_P)]
+    loads, owner = [0] * ranks.size, {}
+    for position in sorted(range(len(sizes)), key=lambda position: -sizes[position]):
+        owner[position] = loads.index(min(loads))
+        loads[owner[position]] += sizes[position] + 1
+    return sorted(position for position, rank in owner.items() if rank == ranks.rank)
 
 
 def array_name(corpus: ScoredCorpus, position: int, what: str) -> str:

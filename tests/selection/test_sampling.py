@@ -259,5 +259,5 @@ def test_a_selection_of_another_format(teacher: Path, reference: Path, output: P
     sample(teacher, reference, output)
     summary = json.loads((output / "selection.json").read_text())
     (output / "selection.json").write_text(json.dumps({**summary, "format_version": 0}))
-    with pytest.raises(CorruptArtifactError, match="selection.json has format version 0, this release reads 1"):
+    with pytest.raises(CorruptArtifactError, match=r"selection\.json has format version 0, this release reads 1"):
         Selection.open(output)
