@@ -1,7 +1,15 @@
-"""Scores -> chosen sequences: difference sampling (MiniPLM, arXiv 2410.17215, section 2.2). NumPy only.
+"""Scores -> chosen sequences and weights: difference sampling (MiniPLM, arXiv 2410.17215, section 2.2). No torch.
 
-difference   two models' scores -> one number a sequence         pure
-top          numbers -> the exact top set                        pure
-sampling     score stores -> indices, views, data_args.txt       disk
-split        corpus -> reference part and pool, as views         disk
+scored_corpus   two score stores side by side, a piece at a time          disk
+attributes      domains, bytes of text, what the reference has seen       disk
+difference      two NLLs -> the number that sequences are ranked by       pure
+gumbel          that number with noise                                    pure
+rule            what the user has asked for                               pure
+candidates      pieces -> what takes part, with which value               disk
+top             a stream of values -> the exact threshold                 pure
+weighting       values of the kept sequences -> weights                   pure
+sampling        all of these, in order; writing: indices, weights, views  disk
+ranks           the processes that share the work
+explain, report what a selection did with a sequence, and with all        disk
+split           corpus -> reference part and pool, as views               disk
 """

@@ -16,6 +16,8 @@ from megatron_runs import (
     write_corpus,
 )
 
+from megatron_miniplm.artifacts.lineage import parent_path
+from megatron_miniplm.artifacts.manifest import TRAINING_DATA, load_manifest
 from megatron_miniplm.artifacts.scores import ScoreStore
 
 pytestmark = pytest.mark.slow
@@ -52,6 +54,13 @@ def test_every_sequence_once_with_its_number_of_predictions(one_rank: ScoreStore
     assert {len(tokens) for tokens in sequences} >= set(EDGE_LENGTHS)
     assert np.all((scores["nll"] > 0) == (scores["num_tokens"] > 0))
     assert one_rank.plan.num_blocks == 4
+
+
+def test_scores_name_what_their_model_was_trained_on(one_rank: ScoreStore, tiny: TinyRun) -> None:
+    """The checkpoint's own `--data-path`: the first of the three prefixes that are scored."""
+    parents = [parent for parent in load_manifest(one_rank.directory).inputs if parent.role == TRAINING_DATA]
+    assert [parent_path(one_rank.directory, parent).resolve() for parent in parents] == [tiny.prefixes[0].resolve()]
+    assert parents[0].fingerprint == tiny.corpora[0].fingerprint()
 
 
 def test_scores_are_those_of_transformers(one_rank: ScoreStore, tiny: TinyRun, sequences: list[np.ndarray]) -> None:
