@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--index-only", action="store_true", help="indices and weights, but no views")
     parser.add_argument(
-        "--processes", type=int, metavar="N", help="of this host, without torchrun or srun; default: one a core"
+        "--processes",
+        type=int,
+        metavar="N",
+        help="of this host, without torchrun or srun; default: one a core, at most 16",
     )
     _add_scores(parser.add_argument_group("scores"))
     _add_target(parser.add_argument_group("how much is kept (one of the three)"))

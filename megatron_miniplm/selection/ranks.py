@@ -19,6 +19,10 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.forking import can_fork
 
 
+#: Processes without a launcher; each takes some 60 MB.
+MAX_FORKED = 16
+
+
 class Ranks(Protocol):
     """What processes need of one another; every method is a collective call.
 
@@ -111,14 +115,14 @@ def run_on_ranks[Result](body: Callable[[Ranks], Result], num_processes: int | N
     """Call `body` on the ranks that a launcher has started, or else in so many processes of this host.
 
     Args:
-        num_processes: default: the cores of this process, where it can be forked without losing a thread.
+        num_processes: default: the cores of this process, at most 16, where it can be forked without losing a thread.
 
     Returns:
         What it returns on this rank, or on the first of the forked ones.
     """
     ranks = ranks_of_launcher()
     if num_processes is None:
-        num_processes = len(os.sched_getaffinity(0)) if can_fork() else 1
+        num_processes = min(len(os.sched_getaffinity(0)), MAX_FORKED) if can_fork() else 1
     if ranks is not None or num_processes == 1:
         ranks = ranks or OneProcess()
         try:
