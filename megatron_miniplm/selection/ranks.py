@@ -18,7 +18,6 @@ import numpy as np
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.forking import can_fork
 
-
 #: Processes without a launcher; each takes some 60 MB.
 MAX_FORKED = 16
 
