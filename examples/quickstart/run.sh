@@ -89,6 +89,7 @@ score reference
 say "difference sampling: the half of the pool that the teacher knows best, compared with the reference"
 miniplm difference-sampling --teacher-scores "$RUN/scores/teacher" --reference-scores "$RUN/scores/reference" \
     --ratio 0.5 --output "$RUN/refined"
+miniplm report "$RUN/refined" --output "$RUN/refined/report"
 
 # ---------------------------------------------------------------- students
 say "students: same model, seed, schedule and number of tokens"
@@ -106,6 +107,7 @@ miniplm compare-runs --tokens-per-sample $SEQ_LENGTH --output "$RUN/comparison" 
 cat <<EOF
 
 refined data      $RUN/refined/data_args.txt   (miniplm inspect $RUN/refined)
+what was kept     $RUN/refined/report/report.html
 checkpoints       $RUN/student-*/checkpoint
 curves            $RUN/comparison/curves.png   (tensorboard --logdir $RUN)
 EOF

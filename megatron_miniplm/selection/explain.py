@@ -6,33 +6,26 @@ keep with the indices on disk: an explanation holds for the files that training 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint
-from megatron_miniplm.artifacts.lineage import parent_path
-from megatron_miniplm.artifacts.manifest import ArtifactInput
-from megatron_miniplm.artifacts.scores import NOT_SCORED, is_score_store
+from megatron_miniplm.artifacts.scores import NOT_SCORED
 from megatron_miniplm.artifacts.selections import SELECTION, Selection, copies_of
-from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
-from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.progress import Progress
 from megatron_miniplm.selection.attributes import Attributes, collect_attributes
 from megatron_miniplm.selection.candidates import CandidateReader, Candidates
-from megatron_miniplm.selection.difference import UNITS, Measure
+from megatron_miniplm.selection.difference import UNITS
 from megatron_miniplm.selection.ranks import OneProcess
+from megatron_miniplm.selection.reopening import ReopenedSelection
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.scored_corpus import PREDICTIONS, REFERENCE, TEACHER, Piece, ScoredCorpus, map_in_order
 from megatron_miniplm.selection.top import Ordered, Threshold, sortable
-
-#: Role of the prefixes that the reference was trained on, in the manifest of a selection.
-_SEEN = "seen by the reference"
-_SCORES = (PREDICTIONS, TEACHER, REFERENCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +83,8 @@ def explain(selection: Selection, ids: Sequence[int]) -> list[Explanation]:
         FingerprintMismatchError: scores or corpora have changed since the selection was made.
         CorruptArtifactError: the indices on disk are not what scores and thresholds give, or a file is damaged.
     """
-    try:
-        rule = rule_of(selection.summary)
-        excludes_seen = selection.summary["seen_by_reference"] == "exclude"
-    except (KeyError, TypeError) as error:
-        raise _damaged(selection, error) from None
-    corpus = _open_scores(selection)
-    seen = _seen_prefixes(selection) if excludes_seen else []
+    reopened = ReopenedSelection.of(selection)
+    corpus, rule, seen = reopened.corpus, reopened.rule, reopened.seen
     with TemporaryDirectory(prefix="miniplm-explain-") as scratch:
         attributes = collect_attributes(
             corpus.corpora,
@@ -109,19 +97,6 @@ def explain(selection: Selection, ids: Sequence[int]) -> list[Explanation]:
         case = _Case(selection=selection, corpus=corpus, rule=rule, attributes=attributes, excludes_seen=bool(seen))
         asked = [case.reader.read(case.piece_of(sequence)) for sequence in ids]
         return [case.explain(*pair) for pair in zip(asked, case.standings(asked), strict=True)]
-
-
-def rule_of(summary: dict[str, Any]) -> Rule:
-    """The rule that a selection was made by, from its settings: what `Rule.settings` gives, the other way.
-
-    Raises:
-        KeyError, TypeError: there are none.
-        InputError: they contradict one another.
-    """
-    values = {field.name: summary[field.name] for field in fields(Rule) if field.name in summary}
-    values |= {name: tuple(values.get(name, ())) for name in ("keep_domains", "drop_domains")}
-    measure = Measure(expression=summary["from_scores"], reduction=summary["score_reduction"])
-    return Rule(measure=measure, **values)
 
 
 class Standing(NamedTuple):
@@ -196,14 +171,17 @@ class _Case:
     def thresholds(self) -> list[Threshold]:
         """By the place of their domains in `attributes.domains`, where domains are ranked apart."""
         domains = list(self.attributes.domains) if self.rule.per_domain else [None]
+        path = self.selection.directory / SELECTION
         try:
             entries = self.selection.summary["thresholds"]
             if (found := [entry["domain"] for entry in entries]) == domains:
                 return [Threshold(key=int(entry["key"], 16), sequence=entry["sequence"]) for entry in entries]
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(self.selection, error) from None
+            raise CorruptArtifactError(
+                f"{path} does not say how it was made ({error!r}): make the selection again"
+            ) from None
         raise CorruptArtifactError(
-            f"{self.selection.directory / SELECTION} has thresholds of {found}, the sidecars have {domains}: one of "
+            f"{path} has thresholds of {found}, the sidecars have {domains}: one of "
             "them has changed; make the selection again"
         )
 
@@ -347,50 +325,9 @@ class _Case:
         )
 
 
-def _open_scores(selection: Selection) -> ScoredCorpus:
-    """The stores that a selection was made of, where they were and as they were."""
-    parents = {parent.role: parent for parent in selection.manifest.inputs if parent.role in _SCORES}
-    directories = {role: parent_path(selection.directory, parent) for role, parent in parents.items()}
-    if not directories:
-        raise CorruptArtifactError(f"the manifest of {selection.directory} names no scores: make the selection again")
-    for role, directory in directories.items():
-        if not is_score_store(directory):
-            raise InputError(
-                f"{selection.directory} was made of {role} in {directory}, which are not there: bring them back, or "
-                "move selection and scores together"
-            )
-    corpus = ScoredCorpus.open(directories)
-    for role, parent in parents.items():
-        _refuse_changed(selection, parent, corpus.manifests[role].fingerprint)
-    return corpus
-
-
-def _seen_prefixes(selection: Selection) -> list[Path]:
-    """The prefixes that the reference was trained on."""
-    parents = [parent for parent in selection.manifest.inputs if parent.role == _SEEN]
-    paths = [parent_path(selection.directory, parent) for parent in parents]
-    for parent, path in zip(parents, paths, strict=True):
-        _refuse_changed(selection, parent, IndexedCorpus.open(path).fingerprint())
-    return paths
-
-
-def _refuse_changed(selection: Selection, parent: ArtifactInput, found: Fingerprint) -> None:
-    if found != parent.fingerprint:
-        raise FingerprintMismatchError(
-            f"{selection.directory} was made with {parent.role} [{parent.fingerprint[:SHORT_HEX]}], but "
-            f"{parent_path(selection.directory, parent)} is now [{found[:SHORT_HEX]}]: make the selection again"
-        )
-
-
 def _group(one: Candidates) -> int:
     return 0 if one.domain_N is None else int(one.domain_N[0])
 
 
 def _finite(value_N: np.ndarray) -> float | None:
     return float(value_N[0]) if math.isfinite(value_N[0]) else None
-
-
-def _damaged(selection: Selection, error: Exception) -> CorruptArtifactError:
-    return CorruptArtifactError(
-        f"{selection.directory / SELECTION} is damaged or of another release ({error!r}): make the selection again"
-    )

@@ -1,8 +1,9 @@
 """What is kept, as the user has said it."""
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 import numpy as np
 
@@ -130,3 +131,19 @@ class Rule:
         if not (self.ratio is not None):
             del settings["ratio_of"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """The rule that `settings` were of, as far as it shapes a selection.
+
+        Args:
+            settings: other entries are ignored, so that the whole of a `selection.json` will do.
+
+        Raises:
+            KeyError, TypeError: there are none.
+            InputError: they contradict one another.
+        """
+        values = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        measure = Measure(expression=settings["from_scores"], reduction=settings["score_reduction"])
+        return cls(measure=measure, **values)

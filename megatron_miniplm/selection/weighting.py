@@ -9,7 +9,7 @@ loss. Ranks are those of bins of 1/65,536 of the range of values, interpolated w
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -19,6 +19,11 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.selection.rule import Rule
 
 NUM_BINS = 1 << 16
+_TOLERANCE = 1e-6
+_MAX_PASSES = 20  # each moves what is near the cap to its right side
+
+#: Of some sequences: sum of the functions that are not capped, number of capped ones, number of all.
+Sums = tuple[float, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ class Weighting:
 
     @classmethod
     def fitted(cls, rule: Rule, low: float, high: float, counts: np.ndarray) -> Self:
-        """The weighting of a selection, with the scale as the bins of its values tell it; `rescaled` is exact.
+        """The weighting of a selection, with the scale as the bins of its values tell it; `balanced` is exact.
 
         Args:
             low, high: least and greatest finite value that is kept.
@@ -88,8 +93,53 @@ class Weighting:
         """The weight of each kept sequence, float32."""
         return np.minimum(self.scale * self.unscaled(value_N), self.cap).astype(np.float32)
 
-    def partial_sums(self, value_N: np.ndarray) -> tuple[float, int, int]:
-        """What `rescaled` needs of some of the kept sequences: sum of what is not capped, number capped, number."""
+    def partial_sums(self, value_N: np.ndarray) -> Sums:
+        """What `balanced` needs of some of the kept sequences: sum of what is not capped, number capped, number."""
+        unscaled_N = self.unscaled(value_N)
+        is_capped_N = unscaled_N * self.scale > self.cap
+        return float(unscaled_N[~is_capped_N].sum()), int(is_capped_N.sum()), len(value_N)
+
+    def balanced(self, sums: Callable[[Self], Iterable[Sums]]) -> Self:
+        """With the scale that makes the mean 1, to a millionth; nearly always two passes.
+
+        Args:
+            sums: gives the `partial_sums` of all kept sequences under a weighting, in any order.
+        """
+        weighting = self
+        for _ in range(_MAX_PASSES):
+            below_cap, capped, numbers = zip(*sums(weighting), strict=True)
+            total, num_capped = math.fsum(below_cap), sum(capped)
+            mean = (weighting.scale * total + self.cap * num_capped) / max(1, sum(numbers))
+            if total == 0 or abs(mean - 1) < _TOLERANCE:
+                break
+            weighting = replace(weighting, scale=(sum(numbers) - self.cap * num_capped) / total)
+        return weighting
+
+
+def bins(self, value_N: np.ndarray) -> np.ndarray:
+        """In which of NUM_BINS equal parts of [low, high] each value lies, int64."""
+        return bins(value_N, self.low, self.high)
+
+    def unscaled(self, value_N: np.ndarray) -> np.ndarray:
+        """The function above, float64, not negative."""
+        value_N = np.clip(value_N, self.low, self.high)
+        if self.low == self.high:
+            return np.ones_like(value_N)
+        if self.kind == "softmax":
+            return np.exp((value_N - self.high) / self.temperature)
+        if self.kind == "linear":
+            return value_N - self.low
+        assert self.edges is not None
+        return np.interp(
+            (value_N - self.low) * (NUM_BINS / (self.high - self.low)), np.arange(NUM_BINS + 1), self.edges
+        )
+
+    def weights(self, value_N: np.ndarray) -> np.ndarray:
+        """The weight of each kept sequence, float32."""
+        return np.minimum(self.scale * self.unscaled(value_N), self.cap).astype(np.float32)
+
+    def partial_sums(self, value_N: np.ndarray) -> Sums:
+        """What `balanced` needs of some of the kept sequences: sum of what is not capped, number capped, number."""
         unscaled_N = self.unscaled(value_N)
         is_capped_N = unscaled_N * self.scale > self.cap
         return float(unscaled_N[~is_capped_N].sum()), int(is_capped_N.sum()), len(value_N)

@@ -25,7 +25,7 @@ from megatron_miniplm.selection.scored_corpus import (
     map_in_order,
 )
 from megatron_miniplm.selection.top import Threshold
-from megatron_miniplm.selection.weighting import NUM_BINS, Weighting, bins
+from megatron_miniplm.selection.weighting import NUM_BINS, Sums, Weighting, bins
 
 
 @dataclass(kw_only=True)
@@ -186,9 +186,13 @@ class Writer:
             for value_K in self._kept_values(progress):
                 counts += np.bincount(bins(value_K, low, high), minlength=NUM_BINS)
         weighting = Weighting.fitted(self.rule, low, high, self.ranks.sum(counts))
-        with self._progress("sum of the weights") as progress:
-            parts = [weighting.partial_sums(value_K) for value_K in self._kept_values(progress)]
-        return weighting.rescaled(part for found in self.ranks.gather(parts) for part in found)
+
+        def sums(weighting: Weighting) -> list[Sums]:
+            with self._progress("sum of the weights") as progress:
+                parts = [weighting.partial_sums(value_K) for value_K in self._kept_values(progress)]
+            return list(chain.from_iterable(self.ranks.gather(parts)))
+
+        return weighting.balanced(sums)
 
     def _write_weights(self, weighting: Weighting) -> None:
         with self._progress("writing weights") as progress:
