@@ -116,43 +116,6 @@ class Weighting:
         return weighting
 
 
-def bins(self, value_N: np.ndarray) -> np.ndarray:
-        """In which of NUM_BINS equal parts of [low, high] each value lies, int64."""
-        return bins(value_N, self.low, self.high)
-
-    def unscaled(self, value_N: np.ndarray) -> np.ndarray:
-        """The function above, float64, not negative."""
-        value_N = np.clip(value_N, self.low, self.high)
-        if self.low == self.high:
-            return np.ones_like(value_N)
-        if self.kind == "softmax":
-            return np.exp((value_N - self.high) / self.temperature)
-        if self.kind == "linear":
-            return value_N - self.low
-        assert self.edges is not None
-        return np.interp(
-            (value_N - self.low) * (NUM_BINS / (self.high - self.low)), np.arange(NUM_BINS + 1), self.edges
-        )
-
-    def weights(self, value_N: np.ndarray) -> np.ndarray:
-        """The weight of each kept sequence, float32."""
-        return np.minimum(self.scale * self.unscaled(value_N), self.cap).astype(np.float32)
-
-    def partial_sums(self, value_N: np.ndarray) -> Sums:
-        """What `balanced` needs of some of the kept sequences: sum of what is not capped, number capped, number."""
-        unscaled_N = self.unscaled(value_N)
-        is_capped_N = unscaled_N * self.scale > self.cap
-        return float(unscaled_N[~is_capped_N].sum()), int(is_capped_N.sum()), len(value_N)
-
-    def rescaled(self, parts: Iterable[tuple[float, int, int]]) -> Self:
-        """With the scale that makes the mean 1, from the sums of all kept sequences; their order does not matter."""
-        sums, capped, numbers = zip(*parts, strict=True)
-        below_cap = math.fsum(sums)
-        if below_cap == 0:
-            return self
-        return replace(self, scale=(sum(numbers) - self.cap * sum(capped)) / below_cap)
-
-
 def bins(value_N: np.ndarray, low: float, high: float) -> np.ndarray:
     """In which of NUM_BINS equal parts of [low, high] each value lies, int64; one outside is in the nearest."""
     if low == high:
@@ -164,6 +127,8 @@ def bins(value_N: np.ndarray, low: float, high: float) -> np.ndarray:
 def _solve(unscaled_B: np.ndarray, counts: np.ndarray, cap: float) -> float:
     """The scale at which the mean of `min(scale * unscaled, cap)` is 1, by bisection of its logarithm."""
     total = counts.sum()
+    if total == 0:
+        return 1.0
     if cap * counts[unscaled_B > 0].sum() < total:
         raise InputError(
             f"--weight-cap {cap:g}: too few of the kept sequences have a weight at all for a mean of 1; raise the cap"

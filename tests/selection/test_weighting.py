@@ -90,6 +90,15 @@ def test_files_are_equal_on_any_number_of_ranks(
     assert (weight_K == 1).all() == (weights == "none")
 
 
+@pytest.mark.parametrize("weights", ["softmax", "linear", "rank"])
+@pytest.mark.filterwarnings("error")
+def test_nothing_kept_weighs_nothing(stores: list[ScoreStore], tmp_path: Path, weights: str) -> None:
+    summary = sample(*(store.directory for store in stores), tmp_path / "refined", threshold=1e6, weights=weights)
+    assert summary["num_kept"] == 0
+    assert [prefix.weights().tolist() for prefix in Selection.open(tmp_path / "refined").prefixes] == [[], []]
+    assert (tmp_path / "refined" / "data_args.txt").read_text() == ""
+
+
 def test_copies_have_the_weight_as_their_mean() -> None:
     weight_N = np.array([0.0, 0.25, 1.0, 2.75, 3.0])
     ids_N = np.arange(5)
