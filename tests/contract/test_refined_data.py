@@ -1,16 +1,14 @@
 """A view, its compact copy and the indices alone are the same data for Megatron's own dataset, sample by sample."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.gpt_dataset import GPTDataset
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
-from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
-from megatron_runs import CONTEXT_TOKENS, VOCAB_SIZE, random_sequences, write_corpus
+from megatron_runs import CONTEXT_TOKENS, dataset_config, random_sequences, write_corpus
 from score_stores import write_scores
 from selections import sample
 
@@ -21,23 +19,9 @@ from megatron_miniplm.indexed.materialize import materialize
 
 def dataset_of(prefix: Path, indices: np.ndarray | None, cache: Path, num_samples: int) -> GPTDataset:
     """Megatron's dataset over all sequences of a prefix, or over those that are given."""
-    config = GPTDatasetConfig(
-        random_seed=77,
-        sequence_length=CONTEXT_TOKENS,
-        blend=([str(prefix)], None),
-        split="100,0,0",
-        path_to_cache=str(cache),
-        tokenizer=build_tokenizer(
-            SimpleNamespace(tokenizer_type="NullTokenizer", vocab_size=VOCAB_SIZE, pad_vocab_size=False)
-        ),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
     indexed = IndexedDataset(str(prefix), multimodal=False, mmap=True)
     numbers = np.arange(len(indexed), dtype=np.int32) if indices is None else np.asarray(indices, np.int32)
-    return GPTDataset(indexed, str(prefix), numbers, num_samples, Split.train, config)
+    return GPTDataset(indexed, str(prefix), numbers, num_samples, Split.train, dataset_config(prefix, cache))
 
 
 @pytest.fixture

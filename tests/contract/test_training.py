@@ -2,16 +2,23 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from huggingface_truth import read_checkpoint
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
-from megatron_runs import CONTEXT_TOKENS, PADDED_VOCAB_SIZE, VOCAB_SIZE, TinyRun, random_sequences, train, write_corpus
+from megatron.core.datasets.gpt_dataset import GPTDataset
+from megatron_runs import (
+    CONTEXT_TOKENS,
+    PADDED_VOCAB_SIZE,
+    VOCAB_SIZE,
+    TinyRun,
+    dataset_config,
+    random_sequences,
+    train,
+    write_corpus,
+)
 from score_stores import write_scores
 from selections import sample
 
@@ -20,20 +27,7 @@ from megatron_miniplm.indexed import IndexedCorpus, write_view
 
 def one_epoch(prefix: Path, cache: Path) -> GPTDataset:
     """Megatron's dataset over all sequences of a prefix, as its own builder makes it."""
-    config = GPTDatasetConfig(
-        random_seed=1234,
-        sequence_length=CONTEXT_TOKENS,
-        blend=([str(prefix)], None),
-        split="100,0,0",
-        path_to_cache=str(cache),
-        tokenizer=build_tokenizer(
-            SimpleNamespace(tokenizer_type="NullTokenizer", vocab_size=VOCAB_SIZE, pad_vocab_size=False)
-        ),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
+    config = dataset_config(prefix, cache)
     builder = BlendedMegatronDatasetBuilder(GPTDataset, [None, 0, 0], lambda: True, config)
     return builder.build()[0]
 

@@ -10,11 +10,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
+
+if TYPE_CHECKING:
+    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 
 REPOSITORY = Path(__file__).parents[2]
 SCORE_CORPUS = REPOSITORY / "tools" / "score_corpus.py"
@@ -76,6 +81,26 @@ def write_corpus(prefix: Path, sequences: Iterable[Sequence[int] | np.ndarray]) 
             writer.append(np.asarray(sequence, np.int64), np.array([len(sequence)]))
         writer.close()
     return IndexedCorpus.open(prefix)
+
+
+def dataset_config(prefix: Path, cache: Path) -> "GPTDatasetConfig":
+    """What Megatron's dataset is told of one prefix; all of it is for training."""
+    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+    from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+
+    tokenizer = SimpleNamespace(tokenizer_type="NullTokenizer", vocab_size=VOCAB_SIZE, pad_vocab_size=False)
+    return GPTDatasetConfig(
+        random_seed=1234,
+        sequence_length=CONTEXT_TOKENS,
+        blend=([str(prefix)], None),
+        split="100,0,0",
+        path_to_cache=str(cache),
+        tokenizer=build_tokenizer(tokenizer),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
 
 
 def random_sequences(lengths: Iterable[int], seed: int = 0) -> list[np.ndarray]:
