@@ -82,8 +82,8 @@ def main() -> int:
 
 
 HOW_TO_READ = """\
-- The command with one process a core (the streaming search: one of two threads), blocks of 4,096 sequences, files in the
-  page cache where they fit. The first and only run of each.
+- The command with one process a core (the streaming search: one of two threads), blocks of 4,096 sequences, files in
+  the page cache where they fit. The first and only run of each.
 - Memory is the sum of the proportional set sizes, mapped files included, at its highest.
 - The original: `torch.load` of files of a million scores for each model, `cat`, difference, `sort`, `sort` of
   the kept ids; on chunks of 1,025 tokens, as its release has them."""
