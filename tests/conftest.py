@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,11 @@ settings.load_profile("shared machine")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A corpus and a model of 23,000 parameters that Megatron has trained on it for 4 iterations; about 25 s, once."""
     return train_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _memory_is_given_back() -> Iterator[None]:
+    """Tools that run in this process must not change how it keeps memory: other tests measure it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megatron_miniplm.memory.keep_freed_memory", lambda: None)
+        yield

@@ -64,7 +64,7 @@ def selection(corpora: list[IndexedCorpus], tmp_path: Path) -> Path:
                 "view": None,
             }
         )
-    (directory / "selection.json").write_text(json.dumps({"prefixes": entries}))
+    (directory / "selection.json").write_text(json.dumps({"format_version": 1, "prefixes": entries}))
     write_data_args(directory, [(corpus.num_tokens, corpus.prefix) for corpus in corpora])  # not what is kept
     Manifest(
         kind="selection",
