@@ -89,7 +89,7 @@ def array_output(path: Path, dtype: np.dtype) -> Iterator[Callable[[np.ndarray],
     """
     num_written = 0
     with atomic_output(path) as stream:
-        stream.write(_header(0, dtype))
+        stream.write(array_header(0, dtype))
 
         def append(array: np.ndarray) -> None:
             nonlocal num_written
@@ -98,10 +98,11 @@ def array_output(path: Path, dtype: np.dtype) -> Iterator[Callable[[np.ndarray],
 
         yield append
         stream.seek(0)
-        stream.write(_header(num_written, dtype))  # NumPy leaves room for any length
+        stream.write(array_header(num_written, dtype))  # NumPy leaves room for any length
 
 
-def _header(num_values: int, dtype: np.dtype) -> bytes:
+def array_header(num_values: int, dtype: np.dtype) -> bytes:
+    """The header of a `.npy` of one dimension, format 1.0."""
     header = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": (num_values,)})

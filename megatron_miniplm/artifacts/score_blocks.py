@@ -9,7 +9,6 @@ What the plan says of a block gives its headers and its size, so a reader compar
 page: docs/formats.md.
 """
 
-import io
 import os
 import zlib
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_miniplm.artifacts.atomic import array_header
 from megatron_miniplm.errors import CorruptArtifactError
 
 #: `nll`: sum over the scored tokens, nats. `num_tokens`: scored tokens; 0 where there was nothing to predict.
@@ -158,15 +158,8 @@ def _read_rest(file: int, buffers: Sequence[bytearray | memoryview], num_read: i
 
 @lru_cache
 def _score_header(num_sequences: int) -> bytes:
-    return _header(num_sequences, SCORE_DTYPE)
+    return array_header(num_sequences, SCORE_DTYPE)
 
 
-def _header(num_values: int, dtype: np.dtype) -> bytes:
-    stream = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": (num_values,)})
-    return stream.getvalue()
-
-
-_CHECKSUM_HEADER = _header(1, CHECKSUM_DTYPE)
+_CHECKSUM_HEADER = array_header(1, CHECKSUM_DTYPE)
 _TRAILER_BYTES = len(_CHECKSUM_HEADER) + CHECKSUM_DTYPE.itemsize

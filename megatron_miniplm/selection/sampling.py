@@ -27,7 +27,7 @@ from megatron_miniplm.selection.scored_corpus import (
 )
 from megatron_miniplm.selection.seen import training_prefixes
 from megatron_miniplm.selection.top import Ordered, Threshold, find_thresholds
-from megatron_miniplm.selection.writing import Writer, prefixes_of_rank
+from megatron_miniplm.selection.writing import Writer, Written, prefixes_of_rank
 
 SCRATCH = ".scratch-"
 #: Pieces of the corpus that tell where the threshold may lie, before all are read.
@@ -89,15 +89,7 @@ def difference_sample(
         written = writer.write_arrays()
         if not index_only:
             writer.write_views(written, scratch, {**settings, "selection": fingerprint[:SHORT_HEX]})
-    summary = {
-        "format_version": FORMAT_VERSION,
-        **settings,
-        **written.statistics(),
-        "num_sequences": corpus.num_sequences,
-        "num_seen_by_reference": sum(attributes.num_seen_P),
-        "thresholds": _described(thresholds, attributes, rule),
-        "prefixes": written.entries(corpus, output_dir),
-    }
+    summary = _summary(writer, written, attributes, settings)
     if ranks.rank == 0:
         _publish(output_dir, summary, fingerprint, settings, corpus, seen)
     ranks.gather(None)  # nobody leaves before all is there
@@ -157,6 +149,19 @@ def _refuse_seen(attributes: Attributes, corpus: ScoredCorpus, seen_by_reference
             f"{num_seen:,} of {corpus.num_sequences:,} scored sequences were training data of the reference model, "
             "which knows them too well: give --seen-by-reference exclude to leave them out, or allow to rank them all"
         )
+
+
+def _summary(writer: Writer, written: Written, attributes: Attributes, settings: dict[str, Any]) -> dict[str, Any]:
+    """What `selection.json` holds."""
+    return {
+        "format_version": FORMAT_VERSION,
+        **settings,
+        **written.statistics(),
+        "num_sequences": writer.corpus.num_sequences,
+        "num_seen_by_reference": sum(attributes.num_seen_P),
+        "thresholds": _described(writer.thresholds, attributes, writer.rule),
+        "prefixes": written.entries(writer.corpus, writer.output_dir),
+    }
 
 
 def _described(thresholds: list[Threshold], attributes: Attributes, rule: Rule) -> list[dict[str, Any]]:
