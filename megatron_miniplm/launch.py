@@ -15,6 +15,7 @@ from typing import Any
 
 from megatron_miniplm.cli import report
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
+from megatron_miniplm.launchers import adopt_srun, leave_exit_code_of_crashes
 from megatron_miniplm.mcore import program
 from megatron_miniplm.training.plugin import plug_in
 
@@ -29,7 +30,9 @@ def run(namespace: dict[str, Any]) -> None:
     Args:
         namespace: of `__main__`; what the script defines is found there, so that its functions can be pickled.
     """
+    leave_exit_code_of_crashes()
     try:
+        adopt_srun()
         if namespace["__name__"] == "__main__":
             with program.alike_on_all_ranks():
                 script, flags = _command_line(sys.argv[1:])

@@ -62,7 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a Punkt model as NLTK saves it (punkt_tab); by default one is trained on the first texts",
     )
-    parser.add_argument("--num-shards", type=int, metavar="N", help="parts of the inputs, of equal bytes")
+    parser.add_argument("--num-shards", type=int, metavar="N", help="parts of the inputs")
+    parser.add_argument(
+        "--shard-by",
+        choices=("bytes", "files"),
+        default="bytes",
+        help="parts of equal bytes, or of equally many files: a file that changes then changes its own shard only",
+    )
     parser.add_argument("--shard-index", type=int, metavar="K", help="which of them, from 0")
     add_workers_argument(parser)
     ignored = parser.add_argument_group("as Megatron's tool has them", "accepted, so that job scripts need no change")
@@ -91,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
         sentence_model=arguments.sentence_model,
         skip_bad_lines=arguments.on_bad_line == "skip",
     )
-    shards = choose_shards(arguments.num_shards, arguments.shard_index, os.environ)
+    shards = choose_shards(arguments.num_shards, arguments.shard_index, os.environ, arguments.shard_by == "files")
     for prefix, manifest in build_corpus(settings, num_workers=num_workers, shards=shards).items():
         print(f"{prefix}: {describe_counts(manifest.counts, arguments.chunk_length)}")
 
@@ -109,7 +115,9 @@ def describe_counts(counts: dict[str, int], chunk_length: int | None) -> str:
     return ", ".join(parts)
 
 
-def choose_shards(num_shards: int | None, index: int | None, environment: Mapping[str, str]) -> "list[Shard]":
+def choose_shards(
+    num_shards: int | None, index: int | None, environment: Mapping[str, str], by_files: bool = False
+) -> "list[Shard]":
     """The shards that this process makes, from the flags, else from the SLURM array that it is a task of.
 
     Raises:
@@ -133,8 +141,8 @@ def choose_shards(num_shards: int | None, index: int | None, environment: Mappin
         raise InputError(f"--num-shards {num_shards} makes no shard: give at least 1")
     if index is None:
         if task is None:
-            return [Shard(index=each, count=num_shards) for each in range(num_shards)]
+            return [Shard(index=each, count=num_shards, by_files=by_files) for each in range(num_shards)]
         index = int(task)
     if not 0 <= index < num_shards:
         raise InputError(f"shard {index} is none of {num_shards}: they count from 0 to {num_shards - 1}")
-    return [Shard(index=index, count=num_shards)]
+    return [Shard(index=index, count=num_shards, by_files=by_files)]

@@ -48,10 +48,15 @@ REJECTED_SUFFIX = ".rejected.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Which part of the inputs: shard `index` of `count`, from 0."""
+    """Which part of the inputs: shard `index` of `count`, from 0.
+
+    Attributes:
+        by_files: cut between files, by their number, so that a shard depends on no other's files; else by bytes.
+    """
 
     index: int = 0
     count: int = 1
+    by_files: bool = False
 
     @property
     def suffix(self) -> str:
@@ -179,7 +184,7 @@ class _ShardBuild:
     ) -> None:
         self._settings = settings
         self._encoder = encoder
-        self._spans = shard_spans(sources, shard.index, shard.count)
+        self._spans = shard_spans(sources, shard.index, shard.count, by_files=shard.by_files)
         self._prefixes = {key: settings.prefix(key, shard) for key in settings.json_keys}
         self._directory = settings.output_prefix.parent
         recorded = {
@@ -197,11 +202,12 @@ class _ShardBuild:
         if settings.skip_bad_lines:
             recorded["on_bad_line"] = "skip"
         if shard.count > 1:
-            sizes = [(source.path.name, source.size_bytes) for source in sources]
+            # What the cuts depend on: shards that were cut otherwise do not belong together.
+            cut_by = [(source.path.name, 0 if shard.by_files else source.size_bytes) for source in sources]
             recorded |= {
                 "shard_index": shard.index,
                 "num_shards": shard.count,
-                "sharded_inputs": digest_values(UNIT_BYTES, sizes),
+                "sharded_inputs": digest_values(0 if shard.by_files else UNIT_BYTES, cut_by),
             }
         labels = {"id_key": settings.id_key, "domain_key": settings.domain_key}
         self._recorded = recorded | {name: key for name, key in labels.items() if key is not None}

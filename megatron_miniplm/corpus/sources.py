@@ -68,12 +68,18 @@ def expand_inputs(inputs: Sequence[str | Path]) -> list[Source]:
     return [_source(path) for given in inputs for path in _files_of(Path(given))]
 
 
-def shard_spans(sources: Sequence[Source], shard_index: int, num_shards: int) -> list[Span]:
+def shard_spans(sources: Sequence[Source], shard_index: int, num_shards: int, *, by_files: bool = False) -> list[Span]:
     """Shard `shard_index` of `num_shards`: a run of units with about that share of the bytes on disk.
 
     A unit belongs to the shard in whose share its first byte lies; a compressed JSONL file cannot be entered in the
     middle and belongs to one shard whole. The shards of all indices together hold every unit once, in order.
+
+    Args:
+        by_files: a run of whole files, with that share of their number; where one ends does not depend on their sizes.
     """
+    if by_files:
+        first, last = (len(sources) * index // num_shards for index in (shard_index, shard_index + 1))
+        return [span for source in sources[first:last] for span in _span_of(source, 0, source.size_bytes)]
     total_bytes = sum(source.size_bytes for source in sources)
     share_start = total_bytes * shard_index // num_shards
     share_stop = total_bytes * (shard_index + 1) // num_shards

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
+from megatron_miniplm.launchers import adopt_srun, leave_exit_code_of_crashes
 from megatron_miniplm.mcore.device_flags import given_flags, with_device_flags
 from megatron_miniplm.mcore.versions import PROGRAMS, SupportedReleases, find_megatron, has_dataset_helpers
 from megatron_miniplm.memory import keep_freed_memory
@@ -36,6 +37,8 @@ def prepare(supported: SupportedReleases = PROGRAMS) -> None:
         UnsupportedMegatronError: Megatron is missing, or not one that this release knows.
     """
     find_megatron().require(supported)
+    adopt_srun()
+    leave_exit_code_of_crashes()
     if int(os.environ.get("RANK", "0")) != 0:
         warnings.simplefilter("ignore")  # rank 0 says it once
     # Advice to write another entry point; ours serves 0.18 too, which has no GPT config object.

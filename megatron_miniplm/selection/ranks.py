@@ -5,8 +5,6 @@ Processes and not threads: half of the work on a block of scores holds the inter
 
 import multiprocessing
 import os
-import socket
-import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import numpy as np
 
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.forking import can_fork
+from megatron_miniplm.launchers import adopt_srun
 
 #: Processes without a launcher; each takes some 60 MB.
 MAX_FORKED = 16
@@ -201,34 +200,9 @@ class TorchRanks:
 def ranks_of_launcher() -> Ranks | None:
     """The ranks that torchrun or srun has started; None without either.
 
-    torchrun sets RANK and WORLD_SIZE. srun sets SLURM_PROCID and SLURM_STEP_NUM_TASKS; a batch script outside srun has
-    no step and is one process, whatever its job has asked for.
-
     Raises:
-        InputError: a step of srun on several nodes does not say where its first task runs.
+        InputError: see `launchers.adopt_srun`.
     """
-    if "RANK" in os.environ:
-        rank, size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
-    elif os.environ.get("SLURM_STEP_ID", "").isdecimal():
-        rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
-        os.environ.setdefault("MASTER_ADDR", _first_host())
-        # Steps of one job get different ports, and so do jobs on one node.
-        step = int(os.environ["SLURM_JOB_ID"]) * 7 + int(os.environ["SLURM_STEP_ID"])
-        os.environ.setdefault("MASTER_PORT", str(20000 + step % 20000))
-        os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(size)
-        os.environ["LOCAL_WORLD_SIZE"] = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0]
-    else:
-        return None
+    adopt_srun()
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     return TorchRanks(rank, size) if size > 1 else None
-
-
-def _first_host() -> str:
-    """Where task 0 of a step runs."""
-    if os.environ.get("SLURM_STEP_NUM_NODES") == "1":
-        return socket.gethostname()
-    try:
-        command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
-        nodes = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, KeyError, subprocess.CalledProcessError) as error:
-        raise InputError(f"the first node of this step is unknown ({error}): set MASTER_ADDR") from None
-    return nodes.stdout.split()[0]

