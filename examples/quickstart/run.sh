@@ -13,6 +13,8 @@ RUN=${1:-runs/quickstart}
 SEEDS=${SEEDS:-1}
 export OMP_NUM_THREADS=1   # two single-threaded processes side by side use two cores better than one with two threads
 mkdir -p "$RUN/logs"
+# shellcheck source=examples/quickstart/models.sh
+source examples/quickstart/models.sh
 SECONDS=0
 say() { printf '\n[%3d s] %s\n' "$SECONDS" "$*"; }
 
@@ -34,8 +36,6 @@ say "split: one part trains teacher and reference, the other is the pool that th
 miniplm split-reference --input "$RUN/data/pool_text_document" --reference-fraction 0.35 --output "$RUN/split"
 
 # ---------------------------------------------------------------- training, with Megatron's own loop
-SEQ_LENGTH=128
-BATCH=16
 # train NAME ITERATIONS SEED DATA_ARGS <more flags>: a checkpoint and TensorBoard logs in $RUN/NAME
 train() {
     local name=$1 iterations=$2 seed=$3 data=$4; shift 4
@@ -44,28 +44,18 @@ train() {
     fi
     # shellcheck disable=SC2046  # data_args.txt is a list of words: weights and prefixes
     python -m megatron_miniplm.pretrain_gpt "$@" "${TOKENIZER[@]}" \
-        --swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear \
-        --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02 \
-        --seq-length $SEQ_LENGTH --max-position-embeddings $SEQ_LENGTH \
-        --micro-batch-size $BATCH --global-batch-size $BATCH --train-iters "$iterations" --seed "$seed" \
-        --lr 3e-3 --min-lr 3e-4 --lr-warmup-iters 20 --lr-decay-style WSD --lr-wsd-decay-style linear \
-        --lr-wsd-decay-iters 90 --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 \
+        "${all_models[@]}" --train-iters "$iterations" --seed "$seed" \
         --train-data-path $(cat "$data") --valid-data-path "$HELDOUT" \
-        --full-validation --multiple-validation-sets --validation-set-names heldout --eval-iters 1 --log-interval 50 \
-        --save "$RUN/$name/checkpoint" --load "$RUN/$name/checkpoint" --save-interval 250 \
+        --save "$RUN/$name/checkpoint" --load "$RUN/$name/checkpoint" \
         --tensorboard-dir "$RUN/$name/tensorboard" >> "$RUN/logs/$name.log" 2>&1 \
         || { tail -n 30 "$RUN/logs/$name.log"; return 1; }
     echo "$name: trained, $(grep -o 'lm loss value: [0-9.E+]*' "$RUN/logs/$name.log" | tail -n 1) on the held-out text"
 }
 both() { local failed=0 job; for job in $(jobs -p); do wait "$job" || failed=1; done; return $failed; }
 
-TEACHER=(--num-layers 4 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 4)
-REFERENCE=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 176 --num-attention-heads 2)
-STUDENT=(--num-layers 3 --hidden-size 96 --ffn-hidden-size 256 --num-attention-heads 3)
-
 say "teacher and reference model (logs in $RUN/logs)"
-train teacher 450 1 "$RUN/split/reference/data_args.txt" "${TEACHER[@]}" --eval-interval 450 &
-train reference 300 1 "$RUN/split/reference/data_args.txt" "${REFERENCE[@]}" --eval-interval 300 &
+train teacher 450 1 "$RUN/split/reference/data_args.txt" "${teacher[@]}" --eval-interval 450 &
+train reference 300 1 "$RUN/split/reference/data_args.txt" "${reference[@]}" --eval-interval 300 &
 both
 
 # ---------------------------------------------------------------- scores
@@ -75,7 +65,7 @@ score() {
     [ -s "$RUN/scores/$name/manifest.json" ] || torchrun --nproc-per-node 2 --rdzv-backend c10d \
         --rdzv-endpoint 127.0.0.1:0 --no-python miniplm score-corpus \
         --load "$RUN/$name/checkpoint" --use-checkpoint-args "${TOKENIZER[@]}" "$@" \
-        --seq-length $SEQ_LENGTH --micro-batch-size 16 \
+        --seq-length $seq_length --micro-batch-size 16 \
         --miniplm-corpus "$RUN/split/pool" --miniplm-scores "$RUN/scores/$name" --miniplm-block-sequences 2048 \
         >> "$RUN/logs/score_$name.log" 2>&1 || { tail -n 30 "$RUN/logs/score_$name.log"; return 1; }
     miniplm scores "$RUN/scores/$name"
@@ -94,15 +84,15 @@ miniplm report "$RUN/refined" --output "$RUN/refined/report"
 # ---------------------------------------------------------------- students
 say "students: same model, seed, schedule and number of tokens"
 for seed in $SEEDS; do
-    train "student-refined-$seed" 450 "$seed" "$RUN/refined/data_args.txt" "${STUDENT[@]}" --eval-interval 90 &
-    train "student-conventional-$seed" 450 "$seed" "$RUN/split/pool/data_args.txt" "${STUDENT[@]}" --eval-interval 90 &
+    train "student-refined-$seed" 450 "$seed" "$RUN/refined/data_args.txt" "${student[@]}" --eval-interval 90 &
+    train "student-conventional-$seed" 450 "$seed" "$RUN/split/pool/data_args.txt" "${student[@]}" --eval-interval 90 &
     both
 done
 
 say "comparison"
 runs() { for seed in $SEEDS; do printf ' %s' "$RUN/student-$1-$seed/tensorboard"; done; }
 # shellcheck disable=SC2046  # one word a seed
-miniplm compare-runs --tokens-per-sample $SEQ_LENGTH --output "$RUN/comparison" \
+miniplm compare-runs --tokens-per-sample $seq_length --output "$RUN/comparison" \
     --run conventional $(runs conventional) --run refined $(runs refined)
 cat <<EOF
 

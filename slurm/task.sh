@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Run by srun once a task, inside the container where there is one: caches on the node's own disk, the ranks' variables,
+# and the program in place of this script.
+set -euo pipefail
+
+# Compilers and libraries cache thousands of small files: a thousand ranks must not do that on the shared file system.
+caches=${MINIPLM_NODE_LOCAL:-/tmp}/miniplm-$(id -u)
+mkdir -p "$caches"
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$caches/triton} TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$caches/inductor}
+export CUDA_CACHE_PATH=${CUDA_CACHE_PATH:-$caches/cuda} MPLCONFIGDIR=${MPLCONFIGDIR:-$caches/matplotlib}
+
+# descendants PID: it and all below it
+descendants() {
+    local child
+    echo "$1"
+    # shellcheck disable=SC2013  # numbers, on one line
+    for child in $(cat "/proc/$1/task/"*/children 2> /dev/null); do descendants "$child"; done
+}
+
+# A node that Slurm has given up may still train while the job has been started elsewhere. Whoever sees a newer attempt
+# ends what it runs, at once and without a last checkpoint.
+watch_attempt() {
+    local program=$1 pid current
+    trap '' TERM USR1
+    while kill -0 "$program" 2> /dev/null; do
+        sleep "$FENCE_SECONDS"
+        current=$(cat "$MINIPLM_CURRENT" 2> /dev/null) || continue
+        if [ "$current" != "$MINIPLM_ATTEMPT" ]; then
+            echo "attempt $current has begun elsewhere: attempt $MINIPLM_ATTEMPT ends" >&2
+            for pid in $(descendants "$program"); do [ "$pid" = "$BASHPID" ] || kill -KILL "$pid" 2> /dev/null || true; done
+            return
+        fi
+    done
+}
+if [ -n "${MINIPLM_CURRENT:-}" ] && [ "$SLURM_LOCALID" = 0 ]; then
+    watch_attempt $$ &
+fi
+
+case ${MASTER_PORT:+$LAUNCHER} in
+    "") exec "$@" ;;                                    # a tool
+    torchrun)
+        # torchrun would end the ranks half a minute after a SIGTERM; they are told to stop by Slurm, and know better.
+        trap '' TERM USR1
+        export PET_SIGNALS_TO_HANDLE=SIGINT   # --signals-to-handle, of which older releases know nothing
+        exec torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$RANKS_PER_NODE" \
+            --rdzv-id "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" \
+            --no-python "$@"
+        ;;
+    srun)
+        export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE=$RANKS_PER_NODE
+        exec "$@"
+        ;;
+    *)
+        echo "LAUNCHER=$LAUNCHER: expected srun or torchrun" >&2
+        exit 2
+        ;;
+esac
