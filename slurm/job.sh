@@ -14,6 +14,7 @@ run_job() {
     define_stages
     STAGE=$2 TASK=${SLURM_ARRAY_TASK_ID:-}
     [ -n "${KIND[$STAGE]:-}" ] || refuse "$1 has no stage $STAGE: expected one of ${STAGES[*]}"
+    refuse_other_settings "$STAGE"
     setup_environment
     unset SRUN_CPUS_PER_TASK
     export SLURM_EXPORT_ENV=ALL   # steps have our variables, also where sbatch was told --export=NONE
@@ -110,9 +111,10 @@ begin_attempt() {
     RETRIES=$BOOKS/retries/$unit
     # Where a program of ours leaves its exit code, in the name of an empty file: launchers do not pass it on.
     export MINIPLM_EXIT_CODES=$BOOKS/exit_codes/$unit.$ATTEMPT
-    mkdir -p "${RECORD%/*}" "${RETRIES%/*}" "${MINIPLM_EXIT_CODES%/*}" "$BOOKS/current" "$BOOKS/done"
+    mkdir -p "${RECORD%/*}" "${RETRIES%/*}" "${MINIPLM_EXIT_CODES%/*}" "$BOOKS/current" "$BOOKS/begun" "$BOOKS/done"
     echo "start $(date +%s) $SLURM_JOB_NODELIST $job $(log_path)" >> "$RECORD"
     if [ "${KIND[$STAGE]}" = train ]; then
+        publish "$BOOKS/begun/$STAGE" "${KEYS[$STAGE]}"
         # Two jobs must not write one checkpoint: a node that was lost may still run the one before, until it sees this.
         export MINIPLM_CURRENT=$BOOKS/current/$unit MINIPLM_ATTEMPT=$ATTEMPT
         previous=$(cat "$MINIPLM_CURRENT" 2> /dev/null) || true

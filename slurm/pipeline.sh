@@ -181,6 +181,15 @@ iterations_of() {
     echo "$found"
 }
 
+# refuse_other_settings STAGE: other tools know by themselves what they have begun; Megatron would go on with a checkpoint
+# whatever its data and flags were
+refuse_other_settings() {
+    local begun=$RUN_DIR/slurm/begun/$1
+    [ "${KIND[$1]}" = train ] && [ -e "${OUTPUT[$1]}" ] && [ -r "$begun" ] && [ "$(cat "$begun")" != "${KEYS[$1]}" ] || return 0
+    refuse "${OUTPUT[$1]} was begun with other flags, data or earlier stages than the configuration has now." \
+        "Set another RUN_DIR; or delete it, to train anew; or delete $begun, to go on with it all the same"
+}
+
 # ---------------------------------------------------------------- what each stage runs
 # run_stage STAGE [TASK]
 run_stage() {

@@ -27,6 +27,7 @@ main() {
     load_configuration "$configuration"
     define_stages
     refuse_missing_text
+    for stage in "${STAGES[@]}"; do refuse_other_settings "$stage"; done
     TAG=$(basename "$RUN_DIR")-$(sha256sum <<< "$RUN_DIR" | cut -c1-6)
     BOOKS=$RUN_DIR/slurm
     [ -z "${MINIPLM_ENV:-}" ] || MINIPLM_ENV=$(realpath "$MINIPLM_ENV")

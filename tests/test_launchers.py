@@ -71,7 +71,7 @@ def test_others_stay_as_they_are(step: dict[str, str], change: dict[str, str]) -
 def test_the_first_node_is_asked_of_slurm(step: dict[str, str], tmp_path: Path) -> None:
     del step["MASTER_ADDR"]
     step["PATH"] = str(tmp_path)
-    with pytest.raises(InputError, match="the first node of this step is unknown .*: set MASTER_ADDR"):
+    with pytest.raises(InputError, match=r"the first node of this step is unknown .*: set MASTER_ADDR"):
         adopt_srun()
     scontrol = tmp_path / "scontrol"
     scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[3-4]" ] && printf "node3\\nnode4\\n"\n')
