@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from megatron_miniplm.errors import EXIT_RESUMABLE, STOP_SIGNALS, MiniPLMError, unusable_path
+from megatron_miniplm.launchers import adopt_srun, leave_exit_code
 
 #: Subcommand -> (module, one line of help), in the order in which data flows.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -36,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert-tokenization": ("convert_tokenization", "a corpus or refined view -> a corpus in another tokenizer"),
     "compare-runs": ("compare_runs", "held-out loss of students by number of tokens, from TensorBoard logs"),
     "inspect-batch": ("inspect_batch", "which sequences went into a training step (give it the flags of the run)"),
+    "status": ("status", "the stages of a SLURM pipeline: state, jobs, progress, time left, what went wrong"),
     "inspect": ("inspect", "what any artifact holds, where it comes from, and whether it is intact"),
     "lineage": ("lineage", "the tree from any artifact down to raw files and checkpoints"),
 }
@@ -80,6 +82,7 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
         for number in STOP_SIGNALS:
             signal.signal(number, interrupt)  # until the tool knows a better place to stop at
         if name in MEGATRON_PROGRAMS:
+            adopt_srun()
             module.run(argv)
             return 0
         parser = argparse.ArgumentParser(
@@ -101,6 +104,7 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
             raise
         if os.environ.get("RANK", "0") == "0":
             print("interrupted; run the same command again to continue", file=sys.stderr)
+        leave_exit_code(EXIT_RESUMABLE)
         return EXIT_RESUMABLE
 
 
@@ -112,4 +116,5 @@ def report(error: MiniPLMError) -> int:
         rank = os.environ.get("RANK", "0")
         place = "" if rank == "0" else f"[rank {rank}] "
         print(f"{place}error: {error}", file=sys.stderr, flush=True)
+        leave_exit_code(error.exit_code)
     return error.exit_code
