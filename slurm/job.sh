@@ -13,6 +13,8 @@ run_job() {
     load_configuration "$1"
     define_stages
     STAGE=$2 TASK=${SLURM_ARRAY_TASK_ID:-}
+    JOB=$SLURM_JOB_ID
+    [ -z "$TASK" ] || JOB=${SLURM_ARRAY_JOB_ID}_$TASK   # the number of one task is that of the whole array, too
     [ -n "${KIND[$STAGE]:-}" ] || refuse "$1 has no stage $STAGE: expected one of ${STAGES[*]}"
     refuse_other_settings "$STAGE"
     setup_environment
@@ -103,8 +105,7 @@ free_port() {
 
 # ---------------------------------------------------------------- book-keeping, read by `miniplm status`
 begin_attempt() {
-    local unit=$STAGE${TASK:+.$TASK} job=$SLURM_JOB_ID previous=
-    [ -z "$TASK" ] || job=${SLURM_ARRAY_JOB_ID}_$TASK
+    local unit=$STAGE${TASK:+.$TASK} previous=
     BOOKS=$RUN_DIR/slurm
     ATTEMPT=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
     RECORD=$BOOKS/attempts/$unit/$ATTEMPT
@@ -112,7 +113,7 @@ begin_attempt() {
     # Where a program of ours leaves its exit code, in the name of an empty file: launchers do not pass it on.
     export MINIPLM_EXIT_CODES=$BOOKS/exit_codes/$unit.$ATTEMPT
     mkdir -p "${RECORD%/*}" "${RETRIES%/*}" "${MINIPLM_EXIT_CODES%/*}" "$BOOKS/current" "$BOOKS/begun" "$BOOKS/done"
-    echo "start $(date +%s) $SLURM_JOB_NODELIST $job $(log_path)" >> "$RECORD"
+    echo "start $(date +%s) $SLURM_JOB_NODELIST $JOB $(log_path)" >> "$RECORD"
     if [ "${KIND[$STAGE]}" = train ]; then
         publish "$BOOKS/begun/$STAGE" "${KEYS[$STAGE]}"
         # Two jobs must not write one checkpoint: a node that was lost may still run the one before, until it sees this.
@@ -124,12 +125,14 @@ begin_attempt() {
             sleep $((3 * FENCE_SECONDS))
         fi
     fi
-    say "stage $unit, job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), nodes $SLURM_JOB_NODELIST"
+    say "stage $unit, job $JOB, start $((${SLURM_RESTART_COUNT:-0} + 1)), nodes $SLURM_JOB_NODELIST"
 }
 export FENCE_SECONDS=${FENCE_SECONDS:-10}
 
 log_path() {
-    scontrol show job -o "$SLURM_JOB_ID" 2> /dev/null | grep -o 'StdOut=[^ ]*' | cut -d= -f2 || echo -
+    local job
+    job=$(scontrol show job -o "$JOB" 2> /dev/null) || true
+    [[ $job =~ \ StdOut=([^ ]+) ]] && echo "${BASH_REMATCH[1]}" || echo -
 }
 
 # outcome_of EXIT_CODE: done, bad-input, interrupted, cancelled or failed
@@ -154,7 +157,7 @@ outcome_of() {
 is_ours() {
     local job try
     for ((try = 0; try < 30; try++)); do   # slurmctld may be away for minutes
-        job=$(scontrol show job -o "$SLURM_JOB_ID" 2> /dev/null) && break
+        job=$(scontrol show job -o "$JOB" 2> /dev/null) && break
         sleep 10
     done
     [[ "$job " == *" JobState=RUNNING "* && "$job " == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]]
@@ -198,7 +201,7 @@ start_again() {
     fi
     for ((try = 0; try < 30; try++)); do   # slurmctld may be away for minutes
         if [ -n "$CANCELLED" ] || ! is_ours; then return; fi   # it would bring back what its user has cancelled
-        if scontrol requeue "$SLURM_JOB_ID"; then
+        if scontrol requeue "$JOB"; then
             say "requeued"
             sleep 120 & wait $! || true   # Slurm ends this script
             return

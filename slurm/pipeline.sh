@@ -67,8 +67,7 @@ load_configuration() {
         refuse "$file: REFERENCE_TRAINING needs SPLIT, such as SPLIT=(--reference-fraction 0.05): what it trains on must not be scored"
     for name in "${STUDENTS[@]}"; do
         [[ $name =~ ^[a-z0-9_]+$ ]] || refuse "$file: student $name: a name has lower case letters, digits and _ only"
-        declare -n model=STUDENT_$name
-        ((${#model[@]})) || refuse "$file: student $name has no STUDENT_$name=(Megatron flags)"
+        [[ -v STUDENT_$name ]] || refuse "$file: student $name has no STUDENT_$name=(Megatron flags)"
         data_of "$name" > /dev/null
     done
 }
@@ -87,7 +86,7 @@ data_of() {
 define_stages() {
     STAGES=()
     declare -gA KIND=() TASKS=() AFTER=() OUTPUT=() TOTAL=()
-    local pool_after=() model name seed students=() pool_stage=preprocess-pool
+    local pool_after=() model name seed iterations students=() pool_stage=preprocess-pool
     if ((${#TEXT[@]})); then
         if ((${#TOKENIZER_TRAINING[@]})); then
             stage tokenizer tokenizer "" "$RUN_DIR/tokenizer"
@@ -110,7 +109,8 @@ define_stages() {
         declare -n training=${model^^}_TRAINING
         local needs=$pool_stage
         if ((${#training[@]})); then
-            stage "train-$model" train "$pool_stage $heldout" "$RUN_DIR/$model/checkpoint" "$(iterations_of "${TRAINING[@]}" "${training[@]}")"
+            iterations=$(iterations_of "${TRAINING[@]}" "${training[@]}") || exit 2
+            stage "train-$model" train "$pool_stage $heldout" "$RUN_DIR/$model/checkpoint" "$iterations"
             needs=train-$model
         fi
         stage "score-$model" score "$needs" "$RUN_DIR/scores/$model"
@@ -128,9 +128,9 @@ define_stages() {
         declare -n flags=STUDENT_$name
         local data=$refined
         case $(data_of "$name") in pool) data=$pool_stage ;; selection) data=select ;; esac
+        iterations=$(iterations_of "${TRAINING[@]}" "${flags[@]}") || exit 2
         for seed in "${SEEDS[@]}"; do
-            stage "train-$name-$seed" train "$data $heldout" "$RUN_DIR/student-$name-$seed/checkpoint" \
-                "$(iterations_of "${TRAINING[@]}" "${flags[@]}")"
+            stage "train-$name-$seed" train "$data $heldout" "$RUN_DIR/student-$name-$seed/checkpoint" "$iterations"
             students+=("train-$name-$seed")
         done
     done

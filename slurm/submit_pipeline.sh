@@ -152,21 +152,20 @@ is_done() { [ "$(cat "$BOOKS/done/$1" 2> /dev/null)" = "$2" ]; }
 
 # sbatch_flags STAGE MISSING_TASKS JOBS...: FLAGS, the whole command line
 sbatch_flags() {
-    local stage=$1 array=$2 kind=${KIND[$1]} script=${KIND[$1]} dependencies=() id log=%j
+    local stage=$1 array=$2 kind=${KIND[$1]} script=${KIND[$1]} dependencies=(singleton) id log=%j
     shift 2
     [ "$kind" != tokenizer ] || script=train_tokenizer
+    # singleton: of two jobs of one name the second waits for the end of the first, and finds its work done. So no lock is
+    # needed, should two people or two login nodes submit at the same time.
     for id in "$@"; do dependencies+=("afterok:$id"); done
     FLAGS=(--parsable --job-name="$TAG.$stage")
     if ((TASKS[$stage] > 0)); then
         [[ $array =~ ^[0-9] ]] || array=0-$((TASKS[$stage] - 1))
         FLAGS+=(--array="$array")
         log=%A_%a
-    else
-        # No lock is needed: of two jobs of one name the second waits for the end of the first, and finds its work done.
-        dependencies+=(singleton)
     fi
     FLAGS+=(--output="$BOOKS/logs/$stage.$log.log")
-    ((${#dependencies[@]} == 0)) || FLAGS+=(--dependency="$(IFS=,; echo "${dependencies[*]}")")
+    FLAGS+=(--dependency="$(IFS=,; echo "${dependencies[*]}")")
     case $kind in
         train | score)
             FLAGS+=(--nodes="$(size_of NODES "$stage")" --time="$(size_of TIME "$stage")"
