@@ -125,6 +125,8 @@ begin_attempt() {
             sleep $((3 * FENCE_SECONDS))
         fi
     fi
+    [ "${SLURM_RESTART_COUNT:-0}" != 0 ] || rm -f "$RETRIES"   # what a job before has counted
+    PROGRESS=$(progress)
     say "stage $unit, job $JOB, start $((${SLURM_RESTART_COUNT:-0} + 1)), nodes $SLURM_JOB_NODELIST"
 }
 export FENCE_SECONDS=${FENCE_SECONDS:-10}
@@ -188,12 +190,19 @@ end_attempt() {
 
 # start_again OUTCOME: requeue this job, unless too many starts in a row brought nothing
 start_again() {
-    local before=0 failures=0 interruptions=0 now try
-    now=$(progress)
-    [ ! -r "$RETRIES" ] || read -r before failures interruptions < "$RETRIES"
-    ((now == before)) || failures=0 interruptions=0
-    if [ "$1" = failed ]; then failures=$((failures + 1)); else interruptions=$((interruptions + 1)); fi
-    publish "$RETRIES" "$now $failures $interruptions"
+    local failures=0 interruptions=0 try
+    [ ! -r "$RETRIES" ] || read -r failures interruptions < "$RETRIES"
+    if [ "$(progress)" != "$PROGRESS" ]; then
+        failures=0 interruptions=0
+    elif [ "$1" = failed ]; then
+        failures=$((failures + 1))
+    else
+        interruptions=$((interruptions + 1))
+    fi
+    if ! publish "$RETRIES" "$failures $interruptions"; then
+        say "not started again: without $RETRIES that would have no end"
+        return
+    fi
     if ((failures >= MAX_FAILURES || interruptions >= MAX_INTERRUPTIONS)); then
         say "not started again: $failures failures and $interruptions interruptions in a row without progress"
         rm -f "$RETRIES"

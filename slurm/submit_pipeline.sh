@@ -8,6 +8,7 @@
 # MINIPLM_ENV=my_cluster.sh names a copy of slurm/env.sh. `miniplm status RUN_DIR` shows how far it is.
 set -euo pipefail
 MINIPLM_HOME=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export MINIPLM_HOME
 # shellcheck source=slurm/env.sh
 source "${MINIPLM_ENV:-$MINIPLM_HOME/slurm/env.sh}"
 # shellcheck source=slurm/pipeline.sh
@@ -30,7 +31,10 @@ main() {
     for stage in "${STAGES[@]}"; do refuse_other_settings "$stage"; done
     TAG=$(basename "$RUN_DIR")-$(sha256sum <<< "$RUN_DIR" | cut -c1-6)
     BOOKS=$RUN_DIR/slurm
-    [ -z "${MINIPLM_ENV:-}" ] || MINIPLM_ENV=$(realpath "$MINIPLM_ENV")
+    if [ -n "${MINIPLM_ENV:-}" ]; then
+        MINIPLM_ENV=$(realpath "$MINIPLM_ENV")
+        export MINIPLM_ENV
+    fi
     if [ -z "$dry_run" ]; then
         command -v sbatch > /dev/null || refuse "sbatch is not here: run this where jobs are submitted"
         mkdir -p "$BOOKS/logs" "$BOOKS/settings" "$BOOKS/done"
@@ -121,7 +125,7 @@ consider() {
         printf '    %q' sbatch; printf ' %q' "${FLAGS[@]}"; echo
         run_stage "$stage" "" | sed 's/^/    /'
     else
-        id=$(MINIPLM_HOME=$MINIPLM_HOME sbatch "${FLAGS[@]}") || refuse "sbatch did not take stage $stage: see above; what was submitted stays"
+        id=$(sbatch "${FLAGS[@]}") || refuse "sbatch did not take stage $stage: see above; what was submitted stays"
         JOB[$stage]=${id%%;*}   # with --parsable it may name the cluster, too
         show "$stage" "submitted, job ${JOB[$stage]}"
     fi
@@ -181,8 +185,8 @@ sbatch_flags() {
     esac
     [ -z "$ACCOUNT" ] || FLAGS+=(--account="$ACCOUNT")
     [ -z "$QOS" ] || FLAGS+=(--qos="$QOS")
-    FLAGS+=("${SBATCH_FLAGS[@]}" --export="ALL,MINIPLM_HOME=$MINIPLM_HOME${MINIPLM_ENV:+,MINIPLM_ENV=$MINIPLM_ENV}"
-        "$MINIPLM_HOME/slurm/$script.sbatch" "${SETTINGS:-CONFIGURATION}" "$stage")
+    # ALL and no names beside it: with names, Slurm runs a login shell on the node to find out the rest.
+    FLAGS+=("${SBATCH_FLAGS[@]}" --export=ALL "$MINIPLM_HOME/slurm/$script.sbatch" "${SETTINGS:-CONFIGURATION}" "$stage")
 }
 
 # Under this script, stages only say what they would run.
