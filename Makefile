@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 MEGATRON ?= 0.18.2 installed
 READY := $(VENV)/.ready
 
-.PHONY: install quickstart test test-fast contract lint clean
+.PHONY: install slurm quickstart test test-fast contract lint clean
 
 install: $(READY)
 
@@ -17,6 +17,20 @@ $(READY): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
 	@touch $@
+
+SLURM_PROGRAMS := munged slurmctld slurmd sbatch srun shellcheck
+INSTALL_SLURM := apt-get install --yes -qq --no-install-recommends munge slurmctld slurmd slurm-client shellcheck
+
+slurm:  ## what tests/slurm and the lint of shell scripts need; without it they are skipped
+	@missing() ( PATH="$$PATH:/usr/sbin:/sbin"; \
+		for program in $(SLURM_PROGRAMS); do command -v $$program > /dev/null || printf ' %s' $$program; done ); \
+	test -n "$$(missing)" || exit 0; \
+	if test "$$(id -u)" = 0; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(INSTALL_SLURM) > /dev/null; \
+		test -z "$$(missing)" || { echo "still not installed:$$(missing)" >&2; exit 1; }; \
+	else \
+		echo "not installed:$$(missing). An administrator can do that: $(INSTALL_SLURM)" >&2; exit 1; \
+	fi
 
 quickstart: $(READY)  ## the whole road on this machine, about eight minutes on two cores
 	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/run.sh
@@ -49,10 +63,18 @@ build/megatron-%/.ready: $(READY)
 
 .PRECIOUS: build/megatron-%/.ready
 
+SHELL_SCRIPTS = $(wildcard .ci/run examples/*/*.sh examples/*/*.conf docs/*.conf slurm/*.sh slurm/*.sbatch)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if command -v shellcheck > /dev/null; then \
+		echo "shellcheck $(SHELL_SCRIPTS)"; shellcheck --external-sources --source-path=SCRIPTDIR $(SHELL_SCRIPTS); \
+	else \
+		echo "shellcheck is not installed (make slurm): shell scripts are not checked"; \
+		test "$$MINIPLM_REQUIRE_SLURM" != 1; \
+	fi
 
 clean:
 	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
