@@ -12,6 +12,7 @@ RANKS_PER_NODE=8                 # processes that run a model on a node: its GPU
 GPU_FLAGS=(--gpus-per-node="$RANKS_PER_NODE")   # or (--gres=gpu:h100:8); () where nodes have no GPU
 CPUS_PER_RANK=8                  # cores for each of them
 CPUS_PER_TOOL=32                 # cores for a tool: tokenizing and selection use them all
+MAX_RUNNING_TASKS=               # of one array at a time; empty: as many as there is room for
 SBATCH_FLAGS=()                  # anything else, such as (--exclusive --mem=0 --mail-type=FAIL)
 
 # ---------------------------------------------------------------- software, on the node

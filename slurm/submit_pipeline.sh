@@ -37,6 +37,7 @@ main() {
     fi
     if [ -z "$dry_run" ]; then
         command -v sbatch > /dev/null || refuse "sbatch is not here: run this where jobs are submitted"
+        refuse_large_arrays
         mkdir -p "$BOOKS/logs" "$BOOKS/settings" "$BOOKS/done"
         write_settings
         write_stages
@@ -53,6 +54,15 @@ refuse_missing_text() {
     local path
     for path in "${TEXT[@]}" "${HELDOUT_TEXT[@]}"; do
         compgen -G "$path" > /dev/null || refuse "$path matches no file (TEXT or HELDOUT_TEXT; looked for in $PWD)"
+    done
+}
+
+refuse_large_arrays() {
+    local stage limit
+    limit=$(scontrol show config 2> /dev/null | sed -n 's/^MaxArraySize *= *//p')
+    for stage in "${STAGES[@]}"; do
+        ((TASKS[$stage] <= ${limit:-TASKS[$stage]})) ||
+            refuse "stage $stage is an array of ${TASKS[$stage]} tasks, this cluster takes $limit (MaxArraySize): set NUM_SHARDS or JOBS_SCORING lower"
     done
 }
 
@@ -144,7 +154,11 @@ missing_tasks() {
         for ((task = 0; task < TASKS[$stage]; task++)); do
             is_done "$stage.$task" "${KEYS[$stage]}" || missing+=("$task")
         done
-        if ((${#missing[@]} == 0)); then echo none; else (IFS=,; echo "${missing[*]}"); fi
+        case ${#missing[@]} in
+            0) echo none ;;
+            "${TASKS[$stage]}") echo all ;;
+            *) (IFS=,; echo "${missing[*]}") ;;
+        esac
     elif is_done "$stage" "${KEYS[$stage]}"; then
         echo none
     else
@@ -165,7 +179,7 @@ sbatch_flags() {
     FLAGS=(--parsable --job-name="$TAG.$stage")
     if ((TASKS[$stage] > 0)); then
         [[ $array =~ ^[0-9] ]] || array=0-$((TASKS[$stage] - 1))
-        FLAGS+=(--array="$array")
+        FLAGS+=(--array="$array${MAX_RUNNING_TASKS:+%$MAX_RUNNING_TASKS}")
         log=%A_%a
     fi
     FLAGS+=(--output="$BOOKS/logs/$stage.$log.log")
