@@ -22,6 +22,7 @@ PAGES = (
     "docs/distillation.md",
     "docs/generation.md",
     "docs/recipes.md",
+    "docs/slurm.md",
     "docs/formats.md",
     "examples/quickstart/run.sh",
 )
