@@ -6,8 +6,12 @@
 
 A claim is made by `link`, which is atomic and exclusive on NFS too, and is whole once it is visible. Nobody but its
 owner removes a claim while its block is unpublished, so a claim that is there has not changed hands. After every claim
-the directory is listed again: who finds a higher generation than its own, or a lower one of a living owner, withdraws.
-Of two living processes at least one sees the other, whatever their timing, so no two of them hold one block.
+the directory is listed: who finds a higher generation than its own, or a lower one of a living owner, withdraws. Of two
+living processes at least one sees the other, whatever their timing, so no two of them hold one block. None of this
+rests on what was known before the claim was made, which may be old, or nothing at all.
+
+A claim costs one such listing, of two names a process, and a dozen other calls, if every process tries the blocks in an
+order of its own and so rarely meets another (benchmarks/results/scale.md).
 
 What claims cannot give is certainty about the living: a process may be declared stale and come back. Then two compute
 the same block, and the exclusive publication of blocks keeps the first. Format page: docs/formats.md.
@@ -16,10 +20,10 @@ the same block, and the exclusive publication of blocks keeps the first. Format 
 import logging
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -42,6 +46,9 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 10.0
 #: Races lost in a row after which the directory is listed anew: when many start at once, all want the first block.
 _MAX_LOSSES = 8
+#: Heartbeats that are read on the way to a free block. Those of whom no more is read count as living, which is safe:
+#: their blocks are passed over this time.
+_MAX_LOOKS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,8 @@ class Claims:
         self._heartbeat_seconds = heartbeat_seconds
         self._heartbeats = Heartbeats(self.directory, stale_seconds, own=self.owner.name)
         self._held: dict[int, _Held] = {}
+        self._met_others = False  # in the last call
+        self._num_owners = 1
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
 
@@ -119,22 +128,27 @@ class Claims:
         with suppress(OSError):  # others are still there, or `ScoreStore.finish` was
             self.directory.rmdir()
 
+    @property
+    def num_owners(self) -> int:
+        """How many processes were at work when the directory was last listed, dead ones that left a name included."""
+        return self._num_owners
+
     def claim(self, block: int, *, is_done: Callable[[int], bool]) -> bool:
         """Claim one block; False where another has it or it is done. See `next_blocks`."""
         return bool(self.next_blocks([block], 1, is_done=is_done).blocks)
 
-    def next_blocks(self, missing: Sequence[int], want: int, *, is_done: Callable[[int], bool]) -> Handout:
+    def next_blocks(self, missing: Iterable[int], want: int, *, is_done: Callable[[int], bool]) -> Handout:
         """Claim the first blocks that nobody alive works on.
 
-        One listing before and one after; what others hold costs no call of the file system each.
+        One listing after, and one before where others were met; what they hold costs no call of the file system each.
 
         Args:
-            missing: blocks to be done, in order; those that are ours already are passed over.
+            missing: blocks to be done, in order, read as far as is needed; those that are ours already are passed over.
             is_done: whether a block is published, `ScoreStore.has_block`. Asked before a block is claimed, because the
                 list of missing ones may be old, and again after, because it may have been published in between.
         """
         with self._usable():
-            return self._next_blocks(deque(missing), want, is_done)
+            return self._next_blocks(iter(missing), want, is_done)
 
     def release(self, block: int) -> None:
         """End our claim of a block: it is published, or to be done by another.
@@ -161,39 +175,58 @@ class Claims:
         wanted = set(blocks)
         return {holder.block: holder for holder in self.in_flight() if holder.block in wanted}
 
-    def _next_blocks(self, queue: deque[int], want: int, is_done: Callable[[int], bool]) -> Handout:
+    def _next_blocks(self, missing: Iterator[int], want: int, is_done: Callable[[int], bool]) -> Handout:
         won: list[int] = []
         num_held = 0
-        snapshot = self._snapshot()
-        while queue and len(won) < want:
-            tried: dict[int, int] = {}
-            num_lost = 0
-            while queue and len(won) + len(tried) < want and num_lost < _MAX_LOSSES:
-                block = queue.popleft()
-                if block in self._held:
-                    continue
-                highest = snapshot.highest(block)
-                if highest is not None and snapshot.is_alive(block, highest):
-                    num_held += 1
-                elif not is_done(block):
-                    generation = 0 if highest is None else highest + 1
-                    if self._create(block, generation):
-                        tried[block] = generation
-                    else:
-                        num_lost += 1
+        snapshot = None
+        if self._met_others:
             snapshot = self._snapshot()
+        else:  # generation 0 is tried without knowing: where few others are met, that saves every second listing
+            self._beat()
+        while len(won) < want:
+            tried, lost, num_passed = self._try(snapshot, missing, want - len(won), is_done)
+            num_held += num_passed
+            if not tried and not lost:
+                break
+            knew, snapshot = snapshot is not None, self._snapshot()
             for block, generation in tried.items():
                 if not self._stands(snapshot, block, generation):
                     self._claim_path(block, generation).unlink(missing_ok=True)
-                    num_lost += 1
+                    lost.append(block)
                     continue
                 self._held[block] = _Held(generation, snapshot.generations_below(block, generation), is_done)
                 if is_done(block):
                     self.release(block)
                 else:
                     won.append(block)
-            num_held += num_lost
+            if knew:
+                num_held += len(lost)
+            else:  # those who were first may be dead, which only this listing tells
+                missing = chain(lost, missing)
+        self._met_others = num_held > 0
         return Handout(blocks=won, num_held=num_held)
+
+    def _try(
+        self, snapshot: Snapshot | None, missing: Iterator[int], want: int, is_done: Callable[[int], bool]
+    ) -> tuple[dict[int, int], list[int], int]:
+        """Make claims, still to be checked: their generations by block, blocks lost, how many were passed over."""
+        tried: dict[int, int] = {}
+        lost: list[int] = []
+        num_held = 0
+        max_losses = _MAX_LOSSES if snapshot else 1
+        while len(tried) < want and len(lost) < max_losses and (block := next(missing, None)) is not None:
+            if block in self._held:
+                continue
+            highest = snapshot.highest(block) if snapshot else None
+            if snapshot and highest is not None and snapshot.is_alive(block, highest, max_looks=_MAX_LOOKS):
+                num_held += 1
+            elif not is_done(block):
+                generation = 0 if highest is None else highest + 1
+                if self._create(block, generation):
+                    tried[block] = generation
+                else:
+                    lost.append(block)
+        return tried, lost, num_held
 
     def _stands(self, snapshot: Snapshot, block: int, generation: int) -> bool:
         """Whether the claim that we have just made is the highest, above none of a living owner."""
@@ -223,7 +256,9 @@ class Claims:
             return False
 
     def _snapshot(self) -> Snapshot:
-        return self._heartbeats.snapshot(self._beat())
+        snapshot = self._heartbeats.snapshot(self._beat())
+        self._num_owners = snapshot.num_owners
+        return snapshot
 
     def _announce(self) -> None:
         """Make our heartbeat file."""

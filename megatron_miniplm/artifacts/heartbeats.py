@@ -16,6 +16,9 @@ from megatron_miniplm.artifacts.owners import Owner
 CLAIMS = "claims"
 ALIVE_SUFFIX = ".alive"
 STALE_SECONDS = 60.0
+#: For this part of the time after which it is stale, a heartbeat that was read is not read again while it still says
+#: that its owner lives. Death may be noticed late without harm, and is never told from memory.
+TRUST_FRACTION = 0.25
 _CLAIM = re.compile(r"(\d{8,})\.(\d+)")
 
 
@@ -106,10 +109,20 @@ class Heartbeats:
         owner = self.record(name)
         if owner is not None and owner.has_died():
             return False
-        watched = self._watch(name, mtime_ns)
+        return self._shows_life(self._watch(name, mtime_ns), now_ns)
+
+    def beat_lately(self, name: str, now_ns: int) -> bool:
+        """Whether an owner lives by what was read a short while ago; calls nothing of the file system."""
+        watched = self._watched.get(name)
+        if watched is None or time.monotonic() - watched.last_look > self._stale_seconds * TRUST_FRACTION:
+            return False
+        owner = self._owners.get(name)
+        return not (owner is not None and owner.has_died()) and self._shows_life(watched, now_ns)
+
+    def _shows_life(self, watched: _Watched, now_ns: int) -> bool:
         if watched.last_look - watched.since > self._stale_seconds:
             return False
-        return watched.beats or self.is_recent(mtime_ns, now_ns)
+        return watched.beats or self.is_recent(watched.mtime_ns, now_ns)
 
     def is_recent(self, mtime_ns: int, now_ns: int) -> bool:
         return now_ns - mtime_ns <= self._stale_seconds * 1e9
@@ -139,6 +152,9 @@ class Snapshot:
 
     Every claim is a hard link to its owner's heartbeat file, so that the inodes in the listing tell whose it is: no
     claim is opened, however many there are. Where inodes do not tell (no hard links, an owner that has left), it is.
+
+    Attributes:
+        num_owners: processes with a heartbeat, dead ones included.
     """
 
     def __init__(self, heartbeats: Heartbeats, now_ns: int) -> None:
@@ -147,12 +163,14 @@ class Snapshot:
         self._inodes: dict[int, dict[int, int]] = defaultdict(dict)
         self._names: dict[int, str] = {}
         self._verdicts: dict[str, bool] = {}
+        self._num_looks = 0
         with suppress(FileNotFoundError), os.scandir(heartbeats.directory) as entries:
             for entry in entries:
                 if claim := _CLAIM.fullmatch(entry.name):
                     self._inodes[int(claim[1])][int(claim[2])] = entry.inode()
                 elif entry.name.endswith(ALIVE_SUFFIX):
                     self._names[entry.inode()] = entry.name.removesuffix(ALIVE_SUFFIX)
+        self.num_owners = len(self._names)
 
     def highest(self, block: int) -> int | None:
         """The highest generation of a block's claims; None without one."""
@@ -161,9 +179,23 @@ class Snapshot:
     def generations_below(self, block: int, generation: int) -> tuple[int, ...]:
         return tuple(sorted(other for other in self._inodes.get(block, ()) if other < generation))
 
-    def is_alive(self, block: int, generation: int) -> bool:
-        """Whether the owner of a claim lives and is another; a claim that is gone by now has none."""
+    def is_alive(self, block: int, generation: int, *, max_looks: int | None = None) -> bool:
+        """Whether the owner of a claim lives and is another; a claim that is gone by now has none.
+
+        Args:
+            max_looks: files of others that are read in all; True is answered for whom that does not suffice.
+        """
         name = self._names.get(self._inodes[block][generation])
+        if name is not None:
+            if name == self._heartbeats.own:
+                return False
+            if name not in self._verdicts and self._heartbeats.beat_lately(name, self._now_ns):
+                self._verdicts[name] = True
+            if name in self._verdicts:
+                return self._verdicts[name]
+        if max_looks is not None and self._num_looks >= max_looks:
+            return True
+        self._num_looks += 1
         if name is None:
             path = self._heartbeats.directory / claim_name(block, generation)
             try:

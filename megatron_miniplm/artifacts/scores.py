@@ -258,6 +258,11 @@ class ScoreStore:
         last = self.plan.num_blocks - 1
         return last * self.plan.block_bytes(0) + self.plan.block_bytes(last)
 
+    @property
+    def has_manifest(self) -> bool:
+        """Whether somebody has finished it."""
+        return manifest_path(self.directory).exists()
+
     def finish(self, inputs: tuple[ArtifactInput, ...], versions: dict[str, str]) -> Manifest:
         """Check every block and write the manifest, once no block is missing.
 

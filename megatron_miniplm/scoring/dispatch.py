@@ -4,12 +4,14 @@
     last stages      token NLLs ──► collector thread of each lane ──► writer publishes, releases the claim
 
 Replicas of one job, and jobs that share the store, are dealt with alike: nobody waits for anybody but at the very end,
-when the last blocks are in other hands.
+when the last blocks are in other hands. Each replica goes through the missing blocks in an order of its own, so that of
+thousands few meet at a block; what that costs the file server is counted in benchmarks/results/scale.md.
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -28,8 +30,12 @@ from megatron_miniplm.scoring.watch import Watch
 ROWS_PER_STAGE = 16
 MAX_BLOCKS = 64
 POLL_SECONDS = 1.0
-#: A listing of the store is good for so long; blocks that others publish meanwhile are noticed when they are claimed.
-LISTING_SECONDS = 30.0
+#: Replicas that wait for the last blocks look so often at most, all of them together.
+MAX_LOOKS_PER_SECOND = 100
+MAX_WAIT_SECONDS = 30.0
+#: Names that one call of the file system lists, about: so much dearer than one question is a listing.
+NAMES_PER_READ = 1000
+MIN_MISSES = 8
 #: Above every `position << 40 | sequence`.
 _NONE_BAD = 1 << 62
 
@@ -40,6 +46,59 @@ class Order(IntEnum):
     SCORE = 0
     WAIT = 1
     LEAVE = 2
+
+
+class Pending:
+    """Blocks that may still be missing, in an order of this replica's own.
+
+    Others publish blocks meanwhile, which is noticed block by block when one comes up. A new listing is due when so
+    many turned out to be published that asking has cost what a listing costs.
+
+    Args:
+        seed: of the order; different for every replica.
+    """
+
+    def __init__(self, store: ScoreStore, seed: str) -> None:
+        self._store = store
+        self._rng = np.random.default_rng(list(seed.encode()))
+        self._blocks: deque[int] = deque()
+        self._up: int | None = None  # the last of them, while it is asked after
+        self._done: set[int] = set()  # a listing may know less
+        self._misses_left = 0
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether a new listing is cheaper than to go on."""
+        return self._misses_left <= 0
+
+    def list_anew(self) -> None:
+        missing = np.array([block for block in self._store.missing_blocks() if block not in self._done], np.int64)
+        self._blocks = deque(self._rng.permutation(missing).tolist())
+        self._misses_left = max(MIN_MISSES, self._store.plan.num_blocks // NAMES_PER_READ)
+
+    def __iter__(self) -> Iterator[int]:
+        """Every block once, until the list is worn; the next walk goes on where this one was left."""
+        for _ in range(len(self._blocks)):
+            if self.is_worn:
+                return
+            self._blocks.rotate(-1)
+            self._up = self._blocks[-1]
+            yield self._up
+
+    def is_done(self, block: int) -> bool:
+        """Whether a block is published; then it does not come up again."""
+        if not self._store.has_block(block):
+            return False
+        if block == self._up:  # one of ours is asked after when it is released, in another thread
+            self._misses_left -= 1
+            self._done.add(block)
+            self.drop()
+        return True
+
+    def drop(self) -> None:
+        """Take out the block that came up last."""
+        self._blocks.pop()
+        self._up = None
 
 
 class Dispatch:
@@ -72,8 +131,8 @@ class Dispatch:
         self._stop = stop
         self._watch = watch
         self._choose = choose
-        self._missing: list[int] = []
-        self._listed_at = -np.inf
+        self._pending = Pending(store, claims.owner.name) if claims is not None else None
+        self._next_look = 0.0
         self._error: MiniPLMError | None = None
 
     def run(self) -> None:
@@ -118,6 +177,8 @@ class Dispatch:
             return []
         if self._error is not None:
             return [Order.LEAVE]
+        if time.monotonic() < self._next_look:
+            return [Order.WAIT]
         try:
             blocks, num_held = self._claim(self._claims)
         except (MiniPLMError, OSError) as error:
@@ -125,7 +186,10 @@ class Dispatch:
             return [Order.LEAVE]
         if blocks:
             return [Order.SCORE, *blocks]
-        return [Order.WAIT] if num_held else [Order.LEAVE]
+        if not num_held:
+            return [Order.LEAVE]
+        self._next_look = time.monotonic() + min(self._claims.num_owners / MAX_LOOKS_PER_SECOND, MAX_WAIT_SECONDS)
+        return [Order.WAIT]
 
     def _claim(self, claims: Claims) -> tuple[list[int], int]:
         """Blocks that make a pass worth its start, and how many missing ones others hold."""
@@ -142,15 +206,15 @@ class Dispatch:
                 return blocks, handout.num_held
 
     def _next_block(self, claims: Claims) -> Handout:
-        """From the list of missing blocks at hand; from a new one where that is old or used up."""
-        age_seconds = time.monotonic() - self._listed_at
-        if age_seconds < LISTING_SECONDS:
-            handout = claims.next_blocks(self._missing, 1, is_done=self._store.has_block)
+        assert self._pending is not None
+        while True:
+            if self._pending.is_worn:
+                self._pending.list_anew()
+            handout = claims.next_blocks(self._pending, 1, is_done=self._pending.is_done)
             if handout.blocks:
+                self._pending.drop()
+            if handout.blocks or not self._pending.is_worn:
                 return handout
-        self._missing = self._store.missing_blocks()
-        self._listed_at = time.monotonic()
-        return claims.next_blocks(self._missing, 1, is_done=self._store.has_block)
 
     def _score(self, blocks: Sequence[int]) -> None:
         """One pass: all blocks through the pipeline; a collective call of the replica."""

@@ -23,6 +23,7 @@ from megatron_miniplm.mcore import models, program
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
 from megatron_miniplm.mcore.stopping import StopRequest
 from megatron_miniplm.scoring.dispatch import Dispatch
+from megatron_miniplm.scoring.finishing import finish_in_turn, missing_at_start
 from megatron_miniplm.scoring.flops import peak_flops
 from megatron_miniplm.scoring.identity import identity_of
 from megatron_miniplm.scoring.rows import ScoringRules
@@ -55,7 +56,7 @@ def score_corpus(
     """
     directory = Path(args.miniplm_scores)
     identity = program.on_rank_zero(lambda: identity_of(args, prefixes, model, tokenizer, rules))
-    missing = program.on_rank_zero(lambda: ScoreStore.create_or_resume(directory, identity).missing_blocks())
+    missing = program.on_rank_zero(lambda: missing_at_start(ScoreStore.create_or_resume(directory, identity)))
     store = ScoreStore(directory, identity)
     program.say_once(
         f"{store.plan.num_sequences:,} sequences in {store.plan.num_blocks} blocks, {len(missing)} of them to be scored"
@@ -71,7 +72,8 @@ def score_corpus(
             for prefix, corpus in zip(prefixes, identity["corpus"], strict=True)
         ),
     )
-    program.on_rank_zero(lambda: _finish(store, (*inputs, *_training_data(model, directory))))
+    all_inputs = (*inputs, *_training_data(model, directory))
+    program.on_rank_zero(lambda: _finish(store, all_inputs, in_turn=bool(missing)))
 
 
 def _training_data(model: ModelIdentity, directory: Path) -> Iterator[ArtifactInput]:
@@ -161,9 +163,10 @@ def _num_tokens(pool: Pool, sequences: range, choose: Callable[[range], np.ndarr
     return int(lengths_N.sum() if choose is None else lengths_N[choose(sequences)].sum())
 
 
-def _finish(store: ScoreStore, inputs: tuple[ArtifactInput, ...]) -> None:
+def _finish(store: ScoreStore, inputs: tuple[ArtifactInput, ...], *, in_turn: bool) -> None:
+    """Check all blocks and write the manifest; `in_turn`: one of the jobs that have filled the store together does."""
     versions = {name: importlib.metadata.version(name) for name in ("megatron-core", "torch")}
-    counts = store.finish(inputs, versions).counts
+    counts = (finish_in_turn if in_turn else ScoreStore.finish)(store, inputs, versions).counts
     program.say_once(
         f"{store.directory}: {counts['num_sequences']:,} sequences, {counts['num_tokens']:,} scored tokens"
     )

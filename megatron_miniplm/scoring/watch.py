@@ -1,6 +1,7 @@
 """What a running job shows: progress with tokens/s, ETA, mean NLL and MFU, and the same as TensorBoard scalars.
 
-Rates and the mean are those of all jobs that share the store, because they are read from the blocks as they appear.
+Rates and the mean are those of all jobs that share the store: rates from the blocks that appear, the mean from some of
+them, because a hundred jobs must not read a hundred times what is written once.
 """
 
 import logging
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 #: Listing a store of a million blocks takes a second: looking is given at most this part of the time.
 LOOKING_FRACTION = 0.02
+#: Of the blocks that have appeared since the last look so many are read, for the mean.
+MAX_READ_BLOCKS = 32
 
 
 class Watch:
@@ -61,14 +64,16 @@ class Watch:
             self.look(num_flops)
 
     def look(self, num_flops: float) -> None:
-        """Read the blocks that have appeared and show where the job stands.
+        """See which blocks have appeared and show where the job stands.
 
         A block that cannot be read is named and left to `ScoreStore.finish`, which refuses it.
         """
         now = time.monotonic()
         num_fed, nll, num_tokens = 0, 0.0, 0
-        for block in self._appeared():
+        for position, block in enumerate(self._appeared()):
             num_fed += self._left.pop(block)
+            if position >= MAX_READ_BLOCKS:
+                continue
             try:
                 scores = self._store.read_block(block)
             except (MiniPLMError, OSError) as error:

@@ -182,6 +182,8 @@ def test_a_heartbeat_that_moves_counts_however_old_it_looks(
     a, b = opened("a"), opened("b")
     assert a.claim(3, is_done=never)
     assert not b.claim(3, is_done=never)
+    began = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: began + 20)  # what was read is too old to be trusted
     ahead = server_time_ns(tmp_path / "claims") + HOUR_SECONDS * 10**9
     monkeypatch.setattr(Claims, "_beat", lambda self: ahead)
     age(tmp_path, "a", -1)
@@ -318,6 +320,87 @@ def test_what_others_hold_costs_no_call_each(opened: Callable[..., Claims], monk
     assert b.next_blocks(missing, 1, is_done=never) == Handout(blocks=[2000], num_held=2000)
     assert calls.count("scandir") == 2
     assert len(calls) < 12
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Calls of the file system from now on, by name."""
+    calls: list[str] = []
+    for name in ("stat", "open", "scandir", "link", "utime", "unlink"):
+        function = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *args, f=function, **flags: (calls.append(f.__name__), f(*args, **flags))[1]
+        )
+    return calls
+
+
+def test_a_claim_costs_the_same_beside_few_and_beside_many(
+    opened: Callable[..., Claims], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody is met there is one listing, and nobody's heartbeat is read."""
+    for number in range(50):
+        assert opened(f"other{number}").claim(number, is_done=never)
+    a = opened("a")
+    calls = counted(monkeypatch)
+    assert a.next_blocks([90, 3, 4], 1, is_done=never) == Handout(blocks=[90], num_held=0)
+    assert sorted(calls) == ["link", "scandir", "stat", "stat", "utime", "utime"]
+    assert a.num_owners == 51
+
+
+def test_who_looks_for_work_reads_few_heartbeats_at_a_time_and_all_in_time(
+    opened: Callable[..., Claims], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(50):
+        assert opened(f"other{number}").claim(number, is_done=never)
+    a = opened("a")
+    age(tmp_path, "other40", 90)
+    for expected in ([], [], [40]):
+        with monkeypatch.context() as patch:
+            calls = counted(patch)
+            assert a.next_blocks(range(50), 1, is_done=never).blocks == expected
+            assert calls.count("stat") < 24
+
+
+def test_a_heartbeat_is_read_again_when_it_could_be_stale(
+    opened: Callable[..., Claims], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = opened("a"), opened("b")
+    assert a.claim(3, is_done=never)
+    age(tmp_path, "a", 50)
+    assert not b.claim(3, is_done=never)
+    looks: list[str] = []
+    beats = b._heartbeats.beats
+    monkeypatch.setattr(b._heartbeats, "beats", lambda name, now_ns: (looks.append(name), beats(name, now_ns))[1])
+    assert not b.claim(3, is_done=never)
+    assert looks == [], "what was read a moment ago still shows life"
+    now_ns = server_time_ns(tmp_path / "claims")
+    monkeypatch.setattr(Claims, "_beat", lambda self: now_ns + 11 * 10**9)
+    assert b.claim(3, is_done=never), "61 seconds old, and read again at once"
+    assert "a" in looks
+
+
+def test_a_dead_process_of_this_host_is_not_trusted_for_a_moment(opened: Callable[..., Claims], tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    start = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    record(tmp_path, replace(Owner.of_this_process("other"), pid=process.pid, process_start=start), 3)
+    b = opened("b")
+    assert not b.claim(3, is_done=never)
+    process.kill()
+    process.communicate()
+    assert b.claim(3, is_done=never)
+
+
+def test_a_claim_without_a_look_does_not_pass_a_living_higher_one(
+    opened: Callable[..., Claims], tmp_path: Path
+) -> None:
+    """Generation 0 is free again when its owner comes back from the dead and leaves; the block is another's by then."""
+    dead, a, b = opened("dead"), opened("a"), opened("b")
+    assert dead.claim(3, is_done=never)
+    age(tmp_path, "dead", 90)
+    assert a.claim(3, is_done=never)
+    dead.release(3)
+    assert names(tmp_path) >= {"00000003.1"}
+    assert b.next_blocks([3, 4], 1, is_done=never) == Handout(blocks=[4], num_held=1)
+    assert not any(name.startswith("00000003.") for name in names(tmp_path) - {"00000003.1"})
 
 
 def test_in_flight(opened: Callable[..., Claims], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,3 +33,16 @@ def test_a_store_that_cannot_be_listed_for_a_moment(tmp_path: Path) -> None:
     (tmp_path / "away").rename(blocks)
     watch.look(0.0)
     assert watch._progress.done == 12
+
+
+def test_of_many_blocks_some_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred jobs that share a store must not each read all of it."""
+    corpus = write_corpus(tmp_path / "corpus", [[1, 2]] * 6)
+    store = write_scores(tmp_path / "scores", [corpus], [1.0] * 6, block_sequences=1)
+    monkeypatch.setattr("megatron_miniplm.scoring.watch.MAX_READ_BLOCKS", 2)
+    read: list[int] = []
+    monkeypatch.setattr(store, "read_block", lambda block: read.append(block) or type(store).read_block(store, block))
+    watch = Watch(store, dict.fromkeys(range(6), 2), visible=False, tensorboard=None, peak_flops=None)
+    watch.look(0.0)
+    assert len(read) == 2
+    assert watch._progress.done == 12, "progress counts all of them"
