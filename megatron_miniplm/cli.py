@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from megatron_miniplm.errors import EXIT_RESUMABLE, STOP_SIGNALS, MiniPLMError, unusable_path
-from megatron_miniplm.launchers import adopt_srun, leave_exit_code
+from megatron_miniplm.launchers import adopt_srun, leave_exit_code, leave_exit_code_of_crashes
 
 #: Subcommand -> (module, one line of help), in the order in which data flows.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -82,6 +82,7 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
         for number in STOP_SIGNALS:
             signal.signal(number, interrupt)  # until the tool knows a better place to stop at
         if name in MEGATRON_PROGRAMS:
+            leave_exit_code_of_crashes()
             adopt_srun()
             module.run(argv)
             return 0

@@ -11,10 +11,13 @@ does not matter what was imported before. Line numbers are those of megatron-cor
 import argparse
 import importlib
 import multiprocessing
+import signal
 from collections.abc import Callable
 from functools import wraps
+from multiprocessing import resource_tracker
 from typing import Any
 
+from megatron_miniplm.errors import STOP_SIGNALS
 from megatron_miniplm.mcore.patching import Patch
 from megatron_miniplm.training.flags import add_arguments
 
@@ -108,6 +111,21 @@ def _train_step(original: Callable[..., Any]) -> Callable[..., Any]:
     return train_step
 
 
+def _write_results_queue(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Its process inherits the mask: SLURM tells every process of a step to stop, and ranks need this one to save."""
+
+    @wraps(original)
+    def get_write_results_queue(*args: Any, **named: Any) -> Any:
+        resource_tracker.ensure_running()  # its start, otherwise during that of the process, would clear the mask
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            return original(*args, **named)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    return get_write_results_queue
+
+
 def _of_training(module: str) -> Any:
     """A module of ours that imports Megatron's; plugging in must not, or it would fix what the script may configure."""
     return importlib.import_module(f"megatron_miniplm.training.{module}")
@@ -145,5 +163,10 @@ PATCHES: tuple[Patch, ...] = (
             "config",
             "forward_backward_func",
         ),
+    ),
+    Patch(
+        "megatron.core.dist_checkpointing.strategies.filesystem_async:get_write_results_queue",
+        _write_results_queue,
+        "checkpoints after --exit-signal-handler: core/dist_checkpointing/strategies/filesystem_async.py:65, a process",
     ),
 )
