@@ -120,8 +120,9 @@ begin_attempt() {
         export MINIPLM_CURRENT=$BOOKS/current/$unit MINIPLM_ATTEMPT=$ATTEMPT
         previous=$(cat "$MINIPLM_CURRENT" 2> /dev/null) || true
         publish "$MINIPLM_CURRENT" "$ATTEMPT"
-        if [ -n "$previous" ] && ! grep -q ^end "$BOOKS/attempts/$unit/$previous" 2> /dev/null; then
-            say "attempt $previous did not say that it ended: waiting $((3 * FENCE_SECONDS)) s, so that it notices this one"
+        # What a script says that was cancelled, or whose node was given up, is not known of all its ranks.
+        if [ -n "$previous" ] && ! grep -qE '^end .* (done|interrupted|failed|bad-input)$' "$BOOKS/attempts/$unit/$previous" 2> /dev/null; then
+            say "attempt $previous may still run somewhere: waiting $((3 * FENCE_SECONDS)) s, so that it notices this one"
             sleep $((3 * FENCE_SECONDS))
         fi
     fi

@@ -9,25 +9,21 @@ mkdir -p "$caches"
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$caches/triton} TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$caches/inductor}
 export CUDA_CACHE_PATH=${CUDA_CACHE_PATH:-$caches/cuda} MPLCONFIGDIR=${MPLCONFIGDIR:-$caches/matplotlib}
 
-# descendants PID: it and all below it
-descendants() {
-    local child
-    echo "$1"
-    # shellcheck disable=SC2013  # numbers, on one line
-    for child in $(cat "/proc/$1/task/"*/children 2> /dev/null); do descendants "$child"; done
-}
-
 # A node that Slurm has given up may still train while the job has been started elsewhere. Whoever sees a newer attempt
-# ends what it runs, at once and without a last checkpoint.
+# ends all ranks of its own on this node, at once and without a last checkpoint.
 watch_attempt() {
-    local program=$1 pid current
+    local program=$1 pid current second=0
     trap '' TERM USR1
     while kill -0 "$program" 2> /dev/null; do
-        sleep "$FENCE_SECONDS"
+        sleep 1   # the step ends with this process, not with the program
+        ((++second % FENCE_SECONDS == 0)) || continue
         current=$(cat "$MINIPLM_CURRENT" 2> /dev/null) || continue
         if [ "$current" != "$MINIPLM_ATTEMPT" ]; then
+            # shellcheck disable=SC2013  # numbers
+            for pid in $(grep -lszxF "MINIPLM_ATTEMPT=$MINIPLM_ATTEMPT" /proc/[0-9]*/environ | cut -d/ -f3); do
+                [ "$pid" = "$BASHPID" ] || kill -KILL "$pid" 2> /dev/null || true
+            done
             echo "attempt $current has begun elsewhere: attempt $MINIPLM_ATTEMPT ends" >&2
-            for pid in $(descendants "$program"); do [ "$pid" = "$BASHPID" ] || kill -KILL "$pid" 2> /dev/null || true; done
             return
         fi
     done

@@ -1,7 +1,7 @@
 """How often ranks touch the shared file system: a thousand ranks must not do a thousand times what one does at start.
 
-Counted by an audit hook in every process: each `open` of Python and each listing of a directory that concerns the corpus,
-the checkpoint or the store. Libraries are not counted; they come from a container or a node's disk.
+Counted by an audit hook in every process: each `open` of Python and each listing of a directory that concerns the
+corpus, the checkpoint or the store. Libraries are not counted; they come from a container or a disk of the node.
 """
 
 import json

@@ -17,7 +17,9 @@ RUNNING = pytest.StashKey[SlurmCluster]()
 def slurm_of_session(pytestconfig: pytest.Config) -> Iterator[SlurmCluster]:
     with ExitStack() as stack:
         try:
-            cluster = stack.enter_context(SlurmCluster())
+            # A node answers that a step has ended when it has. Without an answer within MessageTimeout, 5 s, slurmctld
+            # asks again a minute later, when the next start of the job has a step of that number: it would be ended.
+            cluster = stack.enter_context(SlurmCluster(kill_wait_seconds=3))
         except (ClusterError, OSError, subprocess.SubprocessError) as error:
             if REQUIRED:
                 raise

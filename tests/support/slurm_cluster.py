@@ -81,6 +81,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 MaxArraySize=1001
+# Job scripts take ports by job id: those of two clusters on this machine are to differ.
+FirstJobId={first_job}
 KillWait={kill_wait_seconds}
 SlurmctldTimeout=30
 # A node that does not answer is given up after about 20 s; longer message timeouts would make it 30 s.
@@ -429,6 +431,7 @@ class SlurmCluster:
         ]
         text = CONFIGURATION.format(
             **self._settings,
+            first_job=random.randrange(1, 1_000_000),
             directory=self.directory,
             user=pwd.getpwuid(os.geteuid()).pw_name,
             controller_host="controller" if self.has_namespaces else this_host.partition(".")[0],
