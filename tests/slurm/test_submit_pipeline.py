@@ -172,7 +172,7 @@ def test_the_whole_road(slurm: SlurmCluster, tmp_path: Path) -> None:
 
 
 def bytes_of(directory: Path) -> dict[str, bytes]:
-    """Of all files but manifests and reports, which name commands and times, parts of the merge, and training's indices."""
+    """Of all files but manifests and reports (commands, times), parts of the merge, and training's indices."""
     return {
         name: content
         for name, content in directory_bytes(directory).items()
