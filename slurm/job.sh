@@ -18,7 +18,7 @@ run_job() {
     [ -n "${KIND[$STAGE]:-}" ] || refuse "$1 has no stage $STAGE: expected one of ${STAGES[*]}"
     refuse_other_settings "$STAGE"
     setup_environment
-    unset SRUN_CPUS_PER_TASK
+    unset SRUN_CPUS_PER_TASK MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK   # of the shell that submitted
     export SLURM_EXPORT_ENV=ALL   # steps have our variables, also where sbatch was told --export=NONE
     export PYTHONUNBUFFERED=1 CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
     if [ -n "$NETWORK_INTERFACE" ]; then
@@ -159,7 +159,7 @@ outcome_of() {
 # script goes on, and its srun ends with 0.
 is_ours() {
     local job try
-    for ((try = 0; try < 30; try++)); do   # slurmctld may be away for minutes
+    for ((try = 0; try < 180; try++)); do   # slurmctld may be away for half an hour
         job=$(scontrol show job -o "$JOB" 2> /dev/null) && break
         sleep 10
     done
