@@ -94,8 +94,9 @@ publish_text() {
 # read_queue DRY_RUN: LIVE[stage] = job id, HELD[stage] = yes where it waits for what has failed
 read_queue() {
     declare -gA LIVE=() HELD=()
+    unset -v "${!SQUEUE_@}"   # would change what is listed
     local id name reason queue
-    if ! queue=$(squeue --me --noheader --states=PENDING,RUNNING,SUSPENDED,COMPLETING,CONFIGURING,REQUEUED --format='%F|%j|%r' 2>&1); then
+    if ! queue=$(squeue --user="$(id -u)" --noheader --states=PENDING,RUNNING,SUSPENDED,COMPLETING,CONFIGURING,REQUEUED --format='%F|%j|%r' 2>&1); then
         [ -n "$1" ] || refuse "squeue does not answer, so what is queued already is not known: $queue"
         echo "squeue does not answer: taken for an empty queue"
         return
