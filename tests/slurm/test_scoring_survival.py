@@ -263,6 +263,29 @@ def test_a_cancelled_job_stays_cancelled(slurm: SlurmCluster, scene: Scene) -> N
     scene.require_undisturbed(run)
 
 
+def test_requeued_by_hand_and_a_node_that_crashes(slurm: SlurmCluster, scene: Scene) -> None:
+    """Nobody is told anything: the job goes on elsewhere, and takes over what the dead had in hand."""
+    run = scene.run(slurm, "crash")
+    run.order("seconds", "1")
+    job = run.submit(STAGE)
+    run.wait_for_blocks(job, 3)
+    slurm.requeue(job)
+    slurm.wait_for(lambda: slurm.show(job)["Restarts"] == "1", "it is requeued")
+    run.wait_for_blocks(job, 3)
+    published, lost_node = block_times(run.scores), slurm.show(job)["NodeList"]
+    slurm.crash_node(lost_node)
+    run.order("seconds", "0")
+    shown = run.wait_for_end(job)
+    print(f"{lost_node} crashed, {shown['NodeList']} went on; {run.num_lost} blocks computed twice")
+    slurm.restore_node(lost_node)
+    assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("COMPLETED", "0:0", "2")
+    assert shown["NodeList"] != lost_node
+    assert run.outcomes(STAGE) == ["cancelled", None, "done"]
+    assert run.num_lost <= 2
+    assert published.items() <= block_times(run.scores).items()
+    scene.require_undisturbed(run)
+
+
 # ---- what cannot be helped by another start
 
 
