@@ -117,9 +117,12 @@ begin_attempt() {
     if [ "${KIND[$STAGE]}" = train ]; then
         publish "$BOOKS/begun/$STAGE" "${KEYS[$STAGE]}"
         # Two jobs must not write one checkpoint: a node that was lost may still run the one before, until it sees this.
+        # The nonce, because a slurmctld that was killed may have forgotten a start, and give its number to the next.
         export MINIPLM_CURRENT=$BOOKS/current/$unit MINIPLM_ATTEMPT=$ATTEMPT
-        previous=$(cat "$MINIPLM_CURRENT" 2> /dev/null) || true
-        publish "$MINIPLM_CURRENT" "$ATTEMPT"
+        MINIPLM_NONCE=$(hostname).$$.$(date +%s%N)
+        export MINIPLM_NONCE
+        [ ! -r "$MINIPLM_CURRENT" ] || read -r previous _ < "$MINIPLM_CURRENT"
+        publish "$MINIPLM_CURRENT" "$ATTEMPT $MINIPLM_NONCE"
         # What a script says that was cancelled, or whose node was given up, is not known of all its ranks.
         if [ -n "$previous" ] && ! grep -qE '^end .* (done|interrupted|failed|bad-input)$' "$BOOKS/attempts/$unit/$previous" 2> /dev/null; then
             say "attempt $previous may still run somewhere: waiting $((3 * FENCE_SECONDS)) s, so that it notices this one"
@@ -159,6 +162,7 @@ outcome_of() {
 # script goes on, and its srun ends with 0.
 is_ours() {
     local job try
+    if [ "${KIND[$STAGE]}" = train ] && [ "$(cat "$MINIPLM_CURRENT")" != "$ATTEMPT $MINIPLM_NONCE" ]; then return 1; fi
     for ((try = 0; try < 180; try++)); do   # slurmctld may be away for half an hour
         job=$(scontrol show job -o "$JOB" 2> /dev/null) && break
         sleep 10

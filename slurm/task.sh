@@ -18,12 +18,12 @@ watch_attempt() {
         sleep 1   # the step ends with this process, not with the program
         ((++second % FENCE_SECONDS == 0)) || continue
         current=$(cat "$MINIPLM_CURRENT" 2> /dev/null) || continue
-        if [ "$current" != "$MINIPLM_ATTEMPT" ]; then
+        if [ "$current" != "$MINIPLM_ATTEMPT $MINIPLM_NONCE" ]; then
             # shellcheck disable=SC2013  # numbers
-            for pid in $(grep -lszxF "MINIPLM_ATTEMPT=$MINIPLM_ATTEMPT" /proc/[0-9]*/environ | cut -d/ -f3); do
+            for pid in $(grep -lszxF "MINIPLM_NONCE=$MINIPLM_NONCE" /proc/[0-9]*/environ | cut -d/ -f3); do
                 [ "$pid" = "$BASHPID" ] || kill -KILL "$pid" 2> /dev/null || true
             done
-            echo "attempt $current has begun elsewhere: attempt $MINIPLM_ATTEMPT ends" >&2
+            echo "attempt ${current% *} has begun elsewhere: attempt $MINIPLM_ATTEMPT ends" >&2
             return
         fi
     done
