@@ -175,7 +175,7 @@ sbatch_flags() {
     shift 2
     [ "$kind" != tokenizer ] || script=train_tokenizer
     # singleton: of two jobs of one name the second waits for the end of the first, and finds its work done. So no lock is
-    # needed, should two people or two login nodes submit at the same time.
+    # needed, should its user submit from two login nodes at the same time.
     for id in "$@"; do dependencies+=("afterok:$id"); done
     FLAGS=(--parsable --job-name="$TAG.$stage")
     if ((TASKS[$stage] > 0)); then

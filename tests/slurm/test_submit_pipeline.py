@@ -267,7 +267,7 @@ def test_a_poisoned_line_fails_its_own_shard_only(five_files: Pipeline, tmp_path
 
 
 def test_what_is_submitted_twice_does_not_run_at_a_time(five_files: Pipeline, tmp_path: Path) -> None:
-    """Two people on two login nodes, of whom neither sees the other's jobs: no lock, and yet no two writers."""
+    """As from two login nodes, of which neither sees the jobs of the other: no lock, and yet no two writers."""
     road, slurm = five_files, five_files.slurm
     blind = tmp_path / "bin/squeue"
     blind.parent.mkdir()
