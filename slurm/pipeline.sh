@@ -247,7 +247,9 @@ stage_score() {
     local name=${1#score-}
     declare -n model=${name^^}_MODEL more=SCORING_${name^^}
     local flags=("${model[@]}")
-    ((${#model[@]})) || flags=(--load "$RUN_DIR/$name/checkpoint" --use-checkpoint-args "${TOKENIZER_FLAGS[@]}")
+    ((${#model[@]})) || flags=(--load "$RUN_DIR/$name/checkpoint" --use-checkpoint-args)
+    # A model from Hugging Face brings its tokenizer.
+    [[ " ${flags[*]} " == *" --load-hf "* ]] || flags+=("${TOKENIZER_FLAGS[@]}")
     megatron miniplm score-corpus "${flags[@]}" "${SCORING[@]}" "${more[@]}" \
         --miniplm-corpus "${POOL[@]}" --miniplm-scores "$RUN_DIR/scores/$name"
 }

@@ -273,14 +273,15 @@ def test_a_preempted_job_is_warned_and_can_requeue_itself(slurm: SlurmCluster) -
 
 @pytest.mark.slow
 def test_a_job_is_requeued_when_its_node_crashes(slurm: SlurmCluster) -> None:
-    job = slurm.submit("--nodelist=node2", "--nodes=1", script=WAITS)
+    job = slurm.submit("--nodes=1", script=WAITS)
     slurm.wait(job, "RUNNING")
-    slurm.crash_node("node2")
-    slurm.wait_for(lambda: slurm.node_state("node2").startswith("down"), "the crash is noticed")
-    slurm.wait(job, "PENDING")
-    slurm.restore_node("node2")
+    lost = slurm.show(job)["NodeList"]
+    slurm.crash_node(lost)
+    slurm.wait_for(lambda: slurm.node_state(lost).startswith("down"), "the crash is noticed")
     slurm.wait(job, "RUNNING")
     assert slurm.show(job)["Restarts"] == "1"
+    assert slurm.show(job)["NodeList"] != lost
+    slurm.restore_node(lost)
 
 
 @pytest.mark.slow
