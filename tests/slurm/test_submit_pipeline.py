@@ -131,7 +131,7 @@ def test_the_whole_road(slurm: SlurmCluster, tmp_path: Path) -> None:
         )
     )
     road = pipeline(slurm, directory, f"NUM_SHARDS=3\n{short}")
-    write_text(directory / "text", *([] if quickstart else ["--pool-bytes", "1500000"]))
+    write_text(directory / "text", *([] if quickstart else ["--pool-bytes", "600000"]))
     assert not slurm.run("squeue", "--noheader")
     plan = road.submit("--dry-run")
     assert not slurm.run("squeue", "--noheader"), "a dry run submits"
