@@ -233,9 +233,4 @@ progress() {
     esac
 }
 
-# publish FILE LINE: whole or not at all
-publish() {
-    echo "$2" > "$1.$SLURM_JOB_ID.tmp" && mv "$1.$SLURM_JOB_ID.tmp" "$1"
-}
-
 say() { printf '%(%F %T)T %s\n' -1 "$*"; }

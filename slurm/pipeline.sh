@@ -42,6 +42,11 @@ CONFIGURATION_NAMES+='|STUDENTS|(STUDENT|DATA|NODES|RANKS|TIME|JOBS)_[A-Za-z0-9_
 
 refuse() { echo "$*" >&2; exit 2; }
 
+# publish FILE TEXT: whole or not at all
+publish() {
+    printf '%s\n' "$2" > "$1.$HOSTNAME.$$.tmp" && mv "$1.$HOSTNAME.$$.tmp" "$1"
+}
+
 # load_configuration FILE: read it and refuse what cannot work, before anything is submitted
 load_configuration() {
     local file=$1 before name
@@ -139,7 +144,7 @@ define_stages() {
     for name in "${STAGES[@]}"; do KEYS[$name]=$(key_of "$name"); done
 }
 
-# key_of STAGE: a digest of what it runs and of what it needs, down to the text: with other settings it is to be done anew
+# key_of STAGE: a digest of what it runs and of what it needs, down to the names of text files: with other settings it is to be done anew
 key_of() {
     local before
     {

@@ -73,7 +73,7 @@ write_settings() {
         declare -p "$name" | sed -E '1s/^declare -[-a-zA-Z]+ //'
     done)
     SETTINGS=$BOOKS/settings/$(sha256sum <<< "$text" | cut -c1-12).conf
-    publish_text "$SETTINGS" "$text"
+    publish "$SETTINGS" "$text"
 }
 
 write_stages() {
@@ -84,11 +84,7 @@ write_stages() {
                 "${OUTPUT[$stage]}" "${TOTAL[$stage]}"
             echo "${KEYS[$stage]}"
         done)
-    publish_text "$BOOKS/pipeline.tsv" "$text"
-}
-
-publish_text() {
-    printf '%s\n' "$2" > "$1.$$.tmp" && mv "$1.$$.tmp" "$1"
+    publish "$BOOKS/pipeline.tsv" "$text"
 }
 
 # read_queue DRY_RUN: LIVE[stage] = job id, HELD[stage] = yes where it waits for what has failed
