@@ -38,7 +38,7 @@ setup(
     ],
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.8"],
-        "eval": ["matplotlib>=3.9"],
+        "eval": ["lm-eval>=0.4.9", "matplotlib>=3.9", "scipy>=1.14"],
         "dev": ["hypothesis>=6.100", "mypy>=1.15", "pytest>=8.3", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["miniplm=megatron_miniplm.cli:main"]},

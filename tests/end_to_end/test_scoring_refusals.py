@@ -312,7 +312,7 @@ def test_nan_in_a_layer(scene: Scene, layout: str) -> None:
 
 @pytest.mark.slow
 def test_nan_in_the_embedding_of_one_token(scene: Scene) -> None:
-    """Only the sequence that has it is bad, not those that share its row, and blocks without it are published."""
+    """Only the sequence that has it is bad, not those that share its row, and blocks before its are published."""
     model = scene.copy_of_model("nan-embedding")
     change_tensor(model, "model.embed_tokens.weight", lambda tensor: tensor[RARE_TOKEN].fill_(float("nan")))
     scores = scene.directory / "scores-nan-embedding"
@@ -320,7 +320,10 @@ def test_nan_in_the_embedding_of_one_token(scene: Scene) -> None:
     assert message.startswith(
         f"{scene.prefix}: sequence {RARE_SEQUENCE} got a score that is not finite: the embedding of its tokens is not"
     )
-    assert sorted(block_times(scores)) == ["00000000.npy", "00000001.npy"]
+    # Which of the other two blocks came before it is a matter of chance.
+    for name in block_times(scores):
+        assert name != f"{RARE_SEQUENCE // BLOCK_SEQUENCES:08}.npy"
+        assert (scores / "blocks" / name).read_bytes() == (scene.scores / "blocks" / name).read_bytes()
     assert litter(scores) == []
 
 

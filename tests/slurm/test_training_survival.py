@@ -36,7 +36,7 @@ STOCK_SCRIPT = "pretrain_gpt_017.py" if find_megatron().release < (0, 18) else "
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 #: `python -c` of this and a script: says how it was started, emulates a GPU, and runs the script as it is.
 ON_CPU = (
-    f"import os; print('started as', *[os.environ.get(name) for name in {VARIABLES}]); import runpy, sys; "
+    f"import os, runpy, sys; sys.stdout.write(' '.join(['started as', *map(os.environ.get, {VARIABLES})]) + chr(10)); "
     "from megatron_miniplm.mcore import program, versions; program.prepare(versions.PLUG_IN); "
     "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
