@@ -63,7 +63,7 @@ build/megatron-%/.ready: $(READY)
 
 .PRECIOUS: build/megatron-%/.ready
 
-SHELL_SCRIPTS = $(wildcard .ci/run examples/*/*.sh examples/*/*.conf docs/*.conf slurm/*.sh slurm/*.sbatch)
+SHELL_SCRIPTS = $(wildcard .ci/run examples/*.sh examples/*/*.sh examples/*/*.conf docs/*.conf slurm/*.sh slurm/*.sbatch)
 
 lint: $(READY)
 	$(BIN)/ruff check .

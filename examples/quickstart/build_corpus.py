@@ -8,9 +8,9 @@ Four kinds of text, each a fixed share of the pool:
     data    JSON, HTML, CSV, SVG and other tables
     noise   hash lists (RECORD files of installed packages), certificates, character code tables
 
-The last two are what a web crawl has plenty of and a student learns little from. The held-out text is prose from
-files of which no piece is in the pool; exact duplicates are dropped everywhere. All of this is fixed by file names and
-a seed, before any model exists.
+The last two are what a web crawl has plenty of and a student learns little from. The held-out text is prose (or more
+kinds, each in a file of its own) from files of which no piece is in the pool; exact duplicates are dropped everywhere.
+All of this is fixed by file names and a seed, before any model exists.
 """
 
 import argparse
@@ -40,6 +40,7 @@ SUFFIXES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="directory that gets pool.jsonl and heldout.jsonl")
+    parser.add_argument("--heldout-kinds", nargs="+", choices=SHARES, help="write heldout_KIND.jsonl of each instead")
     parser.add_argument("--pool-bytes", type=int, default=7_500_000)
     parser.add_argument("--heldout-bytes", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1234)
@@ -48,12 +49,17 @@ def main() -> None:
     files = list(text_files())
     random.Random(arguments.seed).shuffle(files)
     seen: set[bytes] = set()
-    heldout = collect([file for file in files if is_held_out(file)], {"prose": arguments.heldout_bytes}, seen)
+    kinds = arguments.heldout_kinds or ["prose"]
+    heldout = collect([f for f in files if is_held_out(f)], dict.fromkeys(kinds, arguments.heldout_bytes), seen)
     budget = {kind: int(share * arguments.pool_bytes) for kind, share in SHARES.items()}
     pool = collect([file for file in files if not is_held_out(file)], budget, seen)
     random.Random(arguments.seed).shuffle(pool)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for name, documents in (("pool", pool), ("heldout", heldout)):
+    parts = {"pool": pool, "heldout": heldout}
+    if arguments.heldout_kinds:
+        del parts["heldout"]
+        parts |= {f"heldout_{kind}": [document for document in heldout if document["kind"] == kind] for kind in kinds}
+    for name, documents in parts.items():
         write(arguments.output / f"{name}.jsonl", documents)
         shares = {kind: sum(len(d["text"]) for d in documents if d["kind"] == kind) for kind in SHARES}
         total = sum(shares.values())

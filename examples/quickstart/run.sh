@@ -12,64 +12,36 @@ set -euo pipefail
 RUN=${1:-runs/quickstart}
 SEEDS=${SEEDS:-1}
 export OMP_NUM_THREADS=1   # two single-threaded processes side by side use two cores better than one with two threads
-mkdir -p "$RUN/logs"
+TOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model "$RUN/tokenizer")
+HELDOUT=("$RUN/data/heldout_text_document")
+RANKS_SCORING=2
 # shellcheck source=examples/quickstart/models.sh
 source examples/quickstart/models.sh
-SECONDS=0
-say() { printf '\n[%3d s] %s\n' "$SECONDS" "$*"; }
+# shellcheck source=examples/steps.sh
+source examples/steps.sh   # train and score: the Megatron commands
 
 # ---------------------------------------------------------------- data
 say "corpus: text of this Python installation, and held-out text that no stage below sees"
 [ -s "$RUN/text/pool.jsonl" ] || python examples/quickstart/build_corpus.py --output "$RUN/text"
 
 say "tokenizer and Megatron binaries"
-TOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model "$RUN/tokenizer")
 miniplm train-tokenizer --type bpe --vocab-size 2048 --input "$RUN/text/pool.jsonl" --max-bytes 4000000 \
     --output "$RUN/tokenizer"
 for part in pool heldout; do
     miniplm preprocess-data --input "$RUN/text/$part.jsonl" --output-prefix "$RUN/data/$part" \
         "${TOKENIZER[@]}" --append-eod --workers 2
 done
-HELDOUT=$RUN/data/heldout_text_document
 
 say "split: one part trains teacher and reference, the other is the pool that they score"
 miniplm split-reference --input "$RUN/data/pool_text_document" --reference-fraction 0.35 --output "$RUN/split"
 
 # ---------------------------------------------------------------- training, with Megatron's own loop
-# train NAME ITERATIONS SEED DATA_ARGS <more flags>: a checkpoint and TensorBoard logs in $RUN/NAME
-train() {
-    local name=$1 iterations=$2 seed=$3 data=$4; shift 4
-    if [ "$(cat "$RUN/$name/checkpoint/latest_checkpointed_iteration.txt" 2>/dev/null)" = "$iterations" ]; then
-        echo "$name: already trained"; return
-    fi
-    # shellcheck disable=SC2046  # data_args.txt is a list of words: weights and prefixes
-    python -m megatron_miniplm.pretrain_gpt "$@" "${TOKENIZER[@]}" \
-        "${all_models[@]}" --train-iters "$iterations" --seed "$seed" \
-        --train-data-path $(cat "$data") --valid-data-path "$HELDOUT" \
-        --save "$RUN/$name/checkpoint" --load "$RUN/$name/checkpoint" \
-        --tensorboard-dir "$RUN/$name/tensorboard" >> "$RUN/logs/$name.log" 2>&1 \
-        || { tail -n 30 "$RUN/logs/$name.log"; return 1; }
-    echo "$name: trained, $(grep -o 'lm loss value: [0-9.E+]*' "$RUN/logs/$name.log" | tail -n 1) on the held-out text"
-}
-both() { local failed=0 job; for job in $(jobs -p); do wait "$job" || failed=1; done; return $failed; }
-
 say "teacher and reference model (logs in $RUN/logs)"
 train teacher 450 1 "$RUN/split/reference/data_args.txt" "${teacher[@]}" --eval-interval 450 &
 train reference 300 1 "$RUN/split/reference/data_args.txt" "${reference[@]}" --eval-interval 300 &
 both
 
 # ---------------------------------------------------------------- scores
-# score NAME <layout>: NLL and token count of every sequence of the pool, in $RUN/scores/NAME
-score() {
-    local name=$1; shift
-    [ -s "$RUN/scores/$name/manifest.json" ] || torchrun --nproc-per-node 2 --rdzv-backend c10d \
-        --rdzv-endpoint 127.0.0.1:0 --no-python miniplm score-corpus \
-        --load "$RUN/$name/checkpoint" --use-checkpoint-args "${TOKENIZER[@]}" "$@" \
-        --seq-length $seq_length --micro-batch-size 16 \
-        --miniplm-corpus "$RUN/split/pool" --miniplm-scores "$RUN/scores/$name" --miniplm-block-sequences 2048 \
-        >> "$RUN/logs/score_$name.log" 2>&1 || { tail -n 30 "$RUN/logs/score_$name.log"; return 1; }
-    miniplm scores "$RUN/scores/$name"
-}
 say "scores of the teacher (tensor parallel, 2 ranks)"
 score teacher --tensor-model-parallel-size 2
 say "scores of the reference (data parallel, 2 ranks)"
