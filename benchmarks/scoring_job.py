@@ -93,9 +93,9 @@ def our_job(arguments: argparse.Namespace, megatron_flags: list[str]) -> tuple[J
     program.initialize()
 
     from megatron_miniplm.artifacts.scores import ScoreStore
+    from megatron_miniplm.flops import ModelShape
     from megatron_miniplm.indexed.pool import Pool
     from megatron_miniplm.scoring.engine import fill_store
-    from megatron_miniplm.scoring.flops import ModelFlops
     from megatron_miniplm.scoring.rows import ScoringRules
     from megatron_miniplm.scoring.scorer import Scorer
 
@@ -119,7 +119,7 @@ def our_job(arguments: argparse.Namespace, megatron_flags: list[str]) -> tuple[J
             nll = program.on_rank_zero(lambda: float(store.read_all()["nll"].sum(dtype="f8")))
         return nll
 
-    flops = ModelFlops.of(args, model.vocab_size).of_documents((corpus.lengths_N - 1).clip(0).tolist())
+    flops = ModelShape.from_megatron_args(args, model.vocab_size).forward_flops((corpus.lengths_N - 1).clip(0).tolist())
     return job, flops, program.shut_down
 
 
