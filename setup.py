@@ -15,6 +15,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["megatron_miniplm", "megatron_miniplm.*"]),
+    package_data={"megatron_miniplm.evaluation.harness": ["tasks/*.yaml", "tasks/*.py"]},
     python_requires=">=3.12",
     install_requires=[
         "torch>=2.6",
@@ -38,7 +39,7 @@ setup(
     ],
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.8"],
-        "eval": ["lm-eval>=0.4.9", "matplotlib>=3.9", "scipy>=1.14"],
+        "eval": ["accelerate>=0.26", "lm-eval>=0.4.13,<0.5", "matplotlib>=3.9", "scipy>=1.14"],
         "dev": ["hypothesis>=6.100", "mypy>=1.15", "pytest>=8.3", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["miniplm=megatron_miniplm.cli:main"]},

@@ -8,9 +8,10 @@
     feed       rows read ahead, token NLLs taken in and summed, each by a thread            torch
     faults     the first layer whose output is not finite                                   megatron
     scorer     a model on Megatron's forward-only schedule                                  megatron
+    continuations   texts of which only the end counts: what downstream tasks ask               megatron
     dispatch   one replica's work: claim blocks, score them, publish them                   megatron
     identity   what is scored with what                                                     megatron
-    watch, flops               progress and TensorBoard; floating point operations
+    watch      progress, tokens/s and MFU, on the terminal and for TensorBoard
     engine     all of it: store, model, every replica, the end                              megatron
     proxy      a small model that predicts the difference from a sample of scores               megatron
 

@@ -17,6 +17,7 @@ from megatron_miniplm.artifacts.claims import Claims
 from megatron_miniplm.artifacts.manifest import TRAINING_DATA, ArtifactInput, input_of, is_prefix
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import Interrupted, MiniPLMError
+from megatron_miniplm.flops import peak_flops
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.pool import Pool
 from megatron_miniplm.mcore import models, program
@@ -24,7 +25,6 @@ from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
 from megatron_miniplm.mcore.stopping import StopRequest
 from megatron_miniplm.scoring.dispatch import Dispatch
 from megatron_miniplm.scoring.finishing import finish_in_turn, missing_at_start
-from megatron_miniplm.scoring.flops import peak_flops
 from megatron_miniplm.scoring.identity import identity_of
 from megatron_miniplm.scoring.rows import ScoringRules
 from megatron_miniplm.scoring.sample import is_sampled
@@ -40,6 +40,9 @@ def score_corpus(
     model: ModelIdentity,
     tokenizer: TokenizerIdentity,
     rules: ScoringRules,
+    *,
+    directory: Path | None = None,
+    shared: "SharedScorer | None" = None,
 ) -> None:
     """Score every sequence of `prefixes` that the store lacks; whoever scores the last one finishes the store.
 
@@ -49,12 +52,14 @@ def score_corpus(
         model: what `models.load_for_scoring` will load.
         tokenizer: that of the flags.
         rules: how sequences meet the model.
+        directory: of the store; None: `--miniplm-scores`.
+        shared: of this model, where it scores several corpora one after the other.
 
     Raises:
         MiniPLMError: the corpus, the model or the store cannot be used, a score is not finite, or a signal asked to
             stop (`Interrupted`).
     """
-    directory = Path(args.miniplm_scores)
+    directory = directory or Path(args.miniplm_scores)
     identity = program.on_rank_zero(lambda: identity_of(args, prefixes, model, tokenizer, rules))
     missing = program.on_rank_zero(lambda: missing_at_start(ScoreStore.create_or_resume(directory, identity)))
     store = ScoreStore(directory, identity)
@@ -62,9 +67,9 @@ def score_corpus(
         f"{store.plan.num_sequences:,} sequences in {store.plan.num_blocks} blocks, {len(missing)} of them to be scored"
     )
     if missing:
-        chunks = models.load_for_scoring(args)
-        pool = Pool([IndexedCorpus.open(prefix) for prefix in prefixes])
-        fill_store(store, Scorer(args, chunks, model.vocab_size, rules, pool), pool, missing, _chooser(args))
+        shared = shared or SharedScorer(args, model.vocab_size, rules)
+        scorer, pool = shared.over(prefixes)
+        fill_store(store, scorer, pool, missing, _chooser(args), shared.stop)
     inputs = (
         input_of("model", model.path, model.weights, relative_to=directory),
         *(
@@ -74,6 +79,31 @@ def score_corpus(
     )
     all_inputs = (*inputs, *_training_data(model, directory))
     program.on_rank_zero(lambda: _finish(store, all_inputs, in_turn=bool(missing)))
+
+
+class SharedScorer:
+    """A model that is loaded when the first corpus needs it, and kept for those after it.
+
+    Attributes:
+        stop: one for all stores of the process, so that a signal between two of them is not lost; None: each its own.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, vocab_size: int, rules: ScoringRules, stop: StopRequest | None = None
+    ) -> None:
+        self.stop = stop
+        self._args, self._vocab_size, self._rules = args, vocab_size, rules
+        self._scorer: Scorer | None = None
+        self._pool = Pool([])
+
+    def over(self, prefixes: Sequence[Path]) -> tuple[Scorer, Pool]:
+        """The scorer, and the pool that it reads from now on."""
+        self._pool.read_from([IndexedCorpus.open(prefix) for prefix in prefixes])
+        if self._scorer is None:
+            chunks = models.load_for_scoring(self._args)
+            self._scorer = Scorer(self._args, chunks, self._vocab_size, self._rules, self._pool)
+        self._scorer.num_flops = 0.0
+        return self._scorer, self._pool
 
 
 def _training_data(model: ModelIdentity, directory: Path) -> Iterator[ArtifactInput]:
@@ -99,13 +129,14 @@ def fill_store(
     pool: Pool,
     missing: Sequence[int],
     choose: Callable[[range], np.ndarray] | None,
+    stop: StopRequest | None = None,
 ) -> None:
-    """Let every replica work until the store is full.
+    """Let every replica work until the store is full, or until `stop` (by default one of its own) is made.
 
     Raises:
         Interrupted: on every rank, when any rank was told to stop.
     """
-    stop = StopRequest()
+    stop = stop or StopRequest()
     is_visible = torch.distributed.get_rank() == 0
     tensorboard = get_tensorboard_writer()  # on the last rank, where --tensorboard-dir is given
     tokens_of_missing = {}

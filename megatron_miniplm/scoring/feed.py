@@ -107,6 +107,7 @@ class Collector:
         on_block: called in the collector's thread with the position of the block in the run and its sums.
         blocks: of the run, in order.
         lane, num_lanes: which rows of a block come here: every `num_lanes`-th from `lane` on.
+        sums_type: what adds up the predictions of a block.
     """
 
     def __init__(
@@ -116,9 +117,10 @@ class Collector:
         *,
         lane: int = 0,
         num_lanes: int = 1,
+        sums_type: type[BlockSums] = BlockSums,
     ) -> None:
         self._on_block = on_block
-        self._sums = [BlockSums(len(block.sequences), len(block.rows[lane::num_lanes])) for block in blocks]
+        self._sums = [sums_type(len(block.sequences), len(block.rows[lane::num_lanes])) for block in blocks]
         self._queue: queue.Queue[Any] = queue.Queue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._take_in, name="collector", daemon=True)

@@ -7,7 +7,8 @@ the vocabulary was padded for TP. Here padded rows are cut off before the produc
 tokens x vocabulary rows at a time, whatever the sizes of both, and the ranks exchange two numbers a token.
 """
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -52,27 +53,92 @@ def token_nll(
         (T,) float32, the same on every rank of the group. Products are those of the model's dtype; everything after
         them is float32.
     """
-    num_real_rows = max(0, min(len(output_weight_VH), vocab_size - first_row))
-    rows_VH = output_weight_VH[:num_real_rows]
-    tokens = TILES[hidden_TH.device.type].tokens
-    log_sum_T = torch.cat(
-        [_log_sum_exp(hidden_TH[at : at + tokens], rows_VH) for at in range(0, len(hidden_TH), tokens)]
-        or [hidden_TH.new_empty(0, dtype=torch.float32)]
-    )
-    target_logit_T = _target_logits(hidden_TH, rows_VH, target_T - first_row)
+    log_sum_T, target_logit_T = _of_this_rank(hidden_TH, output_weight_VH, target_T, first_row, vocab_size)
     if group is not None and group.size() > 1:
         log_sum_T, target_logit_T = _combine(log_sum_T, target_logit_T, group)
     return log_sum_T - target_logit_T
 
 
-def _log_sum_exp(hidden_TH: torch.Tensor, rows_VH: torch.Tensor) -> torch.Tensor:
+def token_nll_and_argmax(
+    hidden_TH: torch.Tensor,
+    output_weight_VH: torch.Tensor,
+    target_T: torch.Tensor,
+    *,
+    first_row: int,
+    vocab_size: int,
+    group: torch.distributed.ProcessGroup | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_nll`, and the likeliest token in the place of each target.
+
+    Costs one more pass over each tile of logits, and two more numbers a token between the ranks.
+
+    Returns:
+        (T,) float32, equal to `token_nll` to the bit, and (T,) int64 ids below `vocab_size`, of equally likely tokens
+        the first, as `torch.argmax` has it. Both are the same on every rank of the group.
+    """
+    best = _Best(hidden_TH)
+    log_sum_T, target_logit_T = _of_this_rank(hidden_TH, output_weight_VH, target_T, first_row, vocab_size, best)
+    best_id_T = first_row + best.row_T
+    if group is not None and group.size() > 1:
+        log_sum_T, target_logit_T = _combine(log_sum_T, target_logit_T, group)
+        best_id_T = _first_of_largest(best.logit_T, best_id_T, group)
+    return log_sum_T - target_logit_T, best_id_T
+
+
+class _Best:
+    """The largest logit of each token over the rows seen so far, and its row."""
+
+    def __init__(self, hidden_TH: torch.Tensor) -> None:
+        num_tokens, device = len(hidden_TH), hidden_TH.device
+        self.logit_T = torch.full((num_tokens,), -torch.inf, dtype=torch.float32, device=device)
+        self.row_T = torch.zeros(num_tokens, dtype=torch.int64, device=device)
+
+    def see(self, logits_TV: torch.Tensor, first_token: int, first_row: int) -> None:
+        tokens = slice(first_token, first_token + len(logits_TV))
+        logit_T, row_T = logits_TV.max(dim=1)
+        is_larger_T = logit_T > self.logit_T[tokens]
+        self.logit_T[tokens] = torch.where(is_larger_T, logit_T, self.logit_T[tokens])
+        self.row_T[tokens] = torch.where(is_larger_T, first_row + row_T, self.row_T[tokens])
+
+
+def _of_this_rank(
+    hidden_TH: torch.Tensor,
+    output_weight_VH: torch.Tensor,
+    target_T: torch.Tensor,
+    first_row: int,
+    vocab_size: int,
+    best: _Best | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-sum-exp over this rank's real rows, and the target's logit if it is one of them; `best` sees every tile."""
+    num_real_rows = max(0, min(len(output_weight_VH), vocab_size - first_row))
+    rows_VH = output_weight_VH[:num_real_rows]
+    tokens = TILES[hidden_TH.device.type].tokens
+    log_sum_T = torch.cat(
+        [
+            _log_sum_exp(
+                hidden_TH[at : at + tokens], rows_VH, None if best is None else partial(best.see, first_token=at)
+            )
+            for at in range(0, len(hidden_TH), tokens)
+        ]
+        or [hidden_TH.new_empty(0, dtype=torch.float32)]
+    )
+    return log_sum_T, _target_logits(hidden_TH, rows_VH, target_T - first_row)
+
+
+def _log_sum_exp(
+    hidden_TH: torch.Tensor, rows_VH: torch.Tensor, see: Callable[..., None] | None = None
+) -> torch.Tensor:
     """Log-sum-exp over the rows, tile by tile, keeping the maximum and the sum of exponentials relative to it."""
     max_T1 = torch.full((len(hidden_TH), 1), -torch.inf, dtype=torch.float32, device=hidden_TH.device)
     sum_T1 = torch.zeros_like(max_T1)
     step = TILES[hidden_TH.device.type].rows
     reduce = _tile_reduction(hidden_TH.device.type)
     for at in range(0, len(rows_VH), step):
-        max_T1, sum_T1 = reduce(_logits(hidden_TH, rows_VH[at : at + step]), max_T1, sum_T1)
+        logits_TV = _logits(hidden_TH, rows_VH[at : at + step])
+        if see is not None:
+            see(logits_TV, first_row=at)  # before it is reduced, which may be in place
+        max_T1, sum_T1 = reduce(logits_TV, max_T1, sum_T1)
+        del logits_TV  # or the next tile would exist beside it
     return (max_T1 + sum_T1.log()).squeeze(1)
 
 
@@ -126,8 +192,18 @@ def _combine(
     log_sum_T: torch.Tensor, target_logit_T: torch.Tensor, group: torch.distributed.ProcessGroup
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Join the ranks' parts: one all-gather of two numbers a token, summed in rank order on every rank."""
-    local_2T = torch.stack((log_sum_T, target_logit_T))
-    ranks_R2T = [torch.empty_like(local_2T) for _ in range(group.size())]
-    torch.distributed.all_gather(ranks_R2T, local_2T, group=group)
-    stacked_R2T = torch.stack(ranks_R2T)
+    stacked_R2T = _gather(torch.stack((log_sum_T, target_logit_T)), group)
     return torch.logsumexp(stacked_R2T[:, 0], dim=0), stacked_R2T[:, 1].amax(dim=0)
+
+
+def _first_of_largest(logit_T: torch.Tensor, id_T: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
+    """The id that belongs to the largest of the ranks' logits; of equal ones the first rank's, whose ids are lower."""
+    logit_RT, id_RT = _gather(logit_T, group), _gather(id_T, group)
+    return id_RT.gather(0, logit_RT.argmax(dim=0, keepdim=True)).squeeze(0)
+
+
+def _gather(local: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
+    """Every rank's tensor, stacked in rank order."""
+    ranks = [torch.empty_like(local) for _ in range(group.size())]
+    torch.distributed.all_gather(ranks, local, group=group)
+    return torch.stack(ranks)

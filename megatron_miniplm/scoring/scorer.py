@@ -20,13 +20,13 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.utils import get_model_config
 
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.flops import ModelShape
 from megatron_miniplm.indexed.pool import Pool
 from megatron_miniplm.mcore.models import take_output_weight
 from megatron_miniplm.mcore.packed_attention import packing_parameters, use_packed_attention
 from megatron_miniplm.mcore.replica import Replica
 from megatron_miniplm.scoring.faults import FaultFinder, describe_fault
 from megatron_miniplm.scoring.feed import BlockSums, Collector, HostRow, ReadAhead
-from megatron_miniplm.scoring.flops import ModelFlops
 from megatron_miniplm.scoring.nll import token_nll
 from megatron_miniplm.scoring.packing import ROW_MULTIPLE
 from megatron_miniplm.scoring.rows import BlockRows, ScoringRules, empty_row, plan_block, read_rows
@@ -39,8 +39,11 @@ class Scorer:
         replica: the ranks that this one works with.
         row_tokens: tokens of a full row: `--micro-batch-size` x `--seq-length`.
         num_stages: pipeline stages that a pass fills and drains.
-        num_flops: this rank's share of the floating point operations so far, by `ModelFlops`.
+        num_flops: this rank's share of the floating point operations so far, by `ModelShape`.
+        sums_type: what becomes of the predictions of a block.
     """
+
+    sums_type: type[BlockSums] = BlockSums
 
     def __init__(
         self, args: argparse.Namespace, chunks: list[Any], vocab_size: int, rules: ScoringRules, pool: Pool
@@ -72,7 +75,7 @@ class Scorer:
         self.replica = Replica.of_this_rank()
         self.num_stages = args.pipeline_model_parallel_size
         self.num_flops = 0.0
-        self._flops = ModelFlops.of(args, vocab_size)
+        self._shape = ModelShape.from_megatron_args(args, vocab_size)
         self._ranks_per_lane = args.tensor_model_parallel_size * self.num_stages
         self._chunks = chunks
         self._vocab_size = vocab_size
@@ -103,7 +106,9 @@ class Scorer:
         """
         lane, num_lanes = self.replica.lane, self.replica.num_lanes
         is_collector = self.replica.is_collector
-        collector = Collector(on_block, blocks, lane=lane, num_lanes=num_lanes) if is_collector else None
+        collector = None
+        if is_collector:
+            collector = Collector(on_block, blocks, lane=lane, num_lanes=num_lanes, sums_type=self.sums_type)
         with collector or contextlib.nullcontext():
             self._run(self._host_rows(blocks), self._num_rows(blocks), collector, on_row)
 
@@ -195,7 +200,7 @@ class Scorer:
         output = self.forward(row, model)
         if model is self._chunks[0]:
             lengths = np.diff(row.boundaries[: row.num_windows + 1])
-            self.num_flops += self._flops.of_documents(lengths.tolist()) / self._ranks_per_lane
+            self.num_flops += self._shape.forward_flops(lengths.tolist()) / self._ranks_per_lane
             self._on_row()
         return output, partial(self._reduce, row)
 
@@ -206,7 +211,7 @@ class Scorer:
         if self._config.sequence_parallel:
             hidden_S1H = gather_from_sequence_parallel_region(hidden_S1H)
         scored_K, targets_K = (part.cuda(non_blocking=True) for part in (row.scored_K, row.targets_K))
-        nll_K = token_nll(
+        values_K = self._measure(
             hidden_S1H.squeeze(1)[scored_K].to(output_weight_VH.dtype),
             output_weight_VH,
             targets_K,
@@ -215,4 +220,8 @@ class Scorer:
             group=mpu.get_tensor_model_parallel_group(),
         )
         if self._collector is not None:
-            self._collector.put(row, nll_K)
+            self._collector.put(row, values_K)
+
+    def _measure(self, hidden_KH: torch.Tensor, weight_VH: torch.Tensor, target_K: torch.Tensor, **rest: Any) -> Any:
+        """What `sums_type` adds up of each prediction that counts; the arguments are those of `token_nll`."""
+        return token_nll(hidden_KH, weight_VH, target_K, **rest)

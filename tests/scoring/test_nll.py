@@ -6,7 +6,7 @@ from gloo_ranks import run_ranks
 from torch.nn.functional import cross_entropy
 
 from megatron_miniplm.scoring import nll
-from megatron_miniplm.scoring.nll import Tile, token_nll
+from megatron_miniplm.scoring.nll import Tile, token_nll, token_nll_and_argmax
 
 NUM_TOKENS, HIDDEN_SIZE, VOCAB_SIZE, PADDED_VOCAB_SIZE = 37, 16, 50, 64
 TOLERANCE_NATS = 1e-5
@@ -138,3 +138,49 @@ def compare_with_one_rank(rank: int) -> None:
         ranks_RT = [torch.empty_like(nll_T) for _ in range(2)]
         torch.distributed.all_gather(ranks_RT, nll_T)
         assert torch.equal(*ranks_RT), "both ranks hold the same bits"
+
+
+@pytest.mark.parametrize("tokens", [1, 7, NUM_TOKENS + 1])
+@pytest.mark.parametrize("rows", [1, 3, VOCAB_SIZE - 1, PADDED_VOCAB_SIZE])
+def test_argmax_at_any_tile(monkeypatch: pytest.MonkeyPatch, tokens: int, rows: int) -> None:
+    """Never a padded row, which would win every time here; the NLLs keep their bits."""
+    monkeypatch.setitem(nll.TILES, "cpu", Tile(tokens, rows))
+    hidden_TH, weight_VH, target_T = example()
+    settings = {"first_row": 0, "vocab_size": VOCAB_SIZE, "group": None}
+    nll_T, best_T = token_nll_and_argmax(hidden_TH, weight_VH, target_T, **settings)
+    assert torch.equal(best_T, (hidden_TH @ weight_VH[:VOCAB_SIZE].t()).argmax(dim=1))
+    assert torch.equal(nll_T, token_nll(hidden_TH, weight_VH, target_T, **settings))
+
+
+def test_of_equal_logits_the_first_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(nll.TILES, "cpu", Tile(8, 16))
+    hidden_TH, weight_VH, target_T = example()
+    weight_VH[:VOCAB_SIZE] = 0
+    _, best_T = token_nll_and_argmax(hidden_TH, weight_VH, target_T, first_row=0, vocab_size=VOCAB_SIZE, group=None)
+    assert best_T.tolist() == [0] * NUM_TOKENS
+
+
+def test_argmax_of_no_tokens() -> None:
+    hidden_TH, weight_VH, target_T = example()
+    nll_T, best_T = token_nll_and_argmax(
+        hidden_TH[:0], weight_VH, target_T[:0], first_row=0, vocab_size=VOCAB_SIZE, group=None
+    )
+    assert (nll_T.shape, best_T.shape, best_T.dtype) == ((0,), (0,), torch.int64)
+
+
+def test_two_ranks_agree_on_the_argmax() -> None:
+    run_ranks(compare_argmax_with_one_rank, 2)
+
+
+def compare_argmax_with_one_rank(rank: int) -> None:
+    """Run on each rank: winners on both, a second rank of padding alone, and nothing but ties."""
+    for rows, is_tied in ((32, False), (50, False), (32, True)):
+        hidden_TH, weight_VH, target_T = example(seed=rows)
+        weight_VH = torch.nn.functional.pad(weight_VH, (0, 0, 0, 2 * rows - PADDED_VOCAB_SIZE), value=99.0)
+        if is_tied:
+            weight_VH[:VOCAB_SIZE] = 1
+        settings = {"first_row": rank * rows, "vocab_size": VOCAB_SIZE, "group": torch.distributed.group.WORLD}
+        arguments = (hidden_TH, weight_VH[rank * rows : (rank + 1) * rows], target_T)
+        nll_T, best_T = token_nll_and_argmax(*arguments, **settings)
+        assert torch.equal(best_T, (hidden_TH @ weight_VH[:VOCAB_SIZE].t()).argmax(dim=1))
+        assert torch.equal(nll_T, token_nll(*arguments, **settings))

@@ -1,0 +1,218 @@
+"""Downstream tasks by lm-evaluation-harness, on a Megatron checkpoint in any layout, without export.
+
+A Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x EP x DP. The model
+is a Megatron checkpoint, or a Hugging Face directory, which needs no other model flag:
+
+    torchrun --nproc-per-node 8 tools/evaluate_tasks.py --load CKPT --use-checkpoint-args \\
+        --tensor-model-parallel-size 2 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
+        --miniplm-tasks miniplm-paper --miniplm-results tasks --json tasks.json
+
+Every task that is finished is kept in --miniplm-results; the same command continues a killed job. A request is at most
+--seq-length tokens long and loses its start beyond, as in lm_eval.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_miniplm.commands.score_corpus import UNUSED_BUT_REQUIRED, model_flags, open_model
+from megatron_miniplm.errors import InputError
+from megatron_miniplm.evaluation.harness.task_loading import PAPER_GROUP, TaskChoice, require_lm_eval, stay_offline
+from megatron_miniplm.mcore.device_flags import given_flags
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from megatron_miniplm.evaluation.harness.model import MegatronLM
+    from megatron_miniplm.evaluation.harness.orders import Orders
+    from megatron_miniplm.evaluation.harness.text import TextEncoder
+    from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
+    from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
+    from megatron_miniplm.scoring.continuations import Continuations, ContinuationScorer
+
+#: Tokens of a row, about, unless --micro-batch-size says how many contexts are one.
+ROW_TOKENS = 16384
+LOAD, SCORE = "load", "score"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Our argument group beside Megatron's."""
+    group = parser.add_argument_group(title="miniplm tasks")
+    group.add_argument(
+        "--miniplm-tasks",
+        nargs="+",
+        default=[PAPER_GROUP],
+        metavar="TASK",
+        help=f"tasks, groups or tags of lm_eval, or task files (default: {PAPER_GROUP}, the nine of the paper)",
+    )
+    group.add_argument(
+        "--miniplm-results", type=Path, required=True, metavar="DIR", help="finished tasks; resumed if started"
+    )
+    group.add_argument("--json", type=Path, metavar="FILE", help="write lm_eval's results of all tasks there")
+    group.add_argument(
+        "--samples", type=Path, metavar="FILE", help="write every example there, with its log-likelihoods, as JSONL"
+    )
+    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
+    group.add_argument(
+        "--miniplm-float32", action="store_true", help="compute in float32 whatever --load-hf is stored in"
+    )
+    group.add_argument(
+        "--include-path", type=Path, action="append", default=[], metavar="DIR", help="a directory of your own tasks"
+    )
+    group.add_argument(
+        "--miniplm-offline", action="store_true", help="take data sets from the cache alone, never ask the network"
+    )
+    group.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="examples in the context (default: each task's own, mostly 0)"
+    )
+    group.add_argument("--limit", type=int, metavar="N", help="ask the first N examples of each task (default: all)")
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse Megatron's flags and evaluate."""
+    from megatron_miniplm.mcore import program
+
+    if not sys.stderr.isatty():
+        for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")  # ours are lines then
+    with program.alike_on_all_ranks():
+        model = None if {"-h", "--help"} & set(argv) else _check(argv)
+        sys.argv[1:] = [*model_flags(model, argv), *_size_flags(model, argv), *argv]
+        program.prepare()
+        args = program.parse(add_arguments, defaults={**UNUSED_BUT_REQUIRED, "micro_batch_size": 1})
+    if "--micro-batch-size" not in given_flags(argv):
+        args.micro_batch_size = max(1, ROW_TOKENS // args.seq_length)
+    program.initialize()
+    try:
+        _evaluate(args, model)
+    finally:
+        program.shut_down()
+
+
+def _check(argv: Sequence[str]) -> "HuggingFaceModel | None":
+    """Refuse what cannot work at once, not after the seconds that importing Megatron takes."""
+    parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
+    parser.add_argument("--load")
+    arguments, _ = parser.parse_known_args(argv)
+    require_lm_eval()
+    for name, least in {"num_fewshot": 0, "limit": 1}.items():
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+    if arguments.miniplm_offline:
+        stay_offline()
+    return open_model(arguments, argv)
+
+
+def _size_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[str]:
+    """The longest context that a Hugging Face model goes; a Megatron checkpoint brings its own."""
+    if model is None or "--seq-length" in given_flags(argv):
+        return []
+    return ["--seq-length", str(model.architecture.max_positions)]
+
+
+def _evaluate(args: argparse.Namespace, huggingface: "HuggingFaceModel | None") -> None:
+    """All ranks: rank 0 asks lm_eval's questions, the others answer along."""
+    from megatron_miniplm.commands.scored_model import model_and_tokenizer
+    from megatron_miniplm.evaluation.harness.orders import Orders
+    from megatron_miniplm.mcore import models
+    from megatron_miniplm.scoring.continuations import ContinuationScorer
+
+    args.miniplm_any_tokenizer = False  # there is no corpus that it could fit or not
+    identity, tokenizer, _ = model_and_tokenizer(args, huggingface)
+    orders = Orders()
+    scorers: list[ContinuationScorer] = []
+
+    def load() -> None:
+        scorers.append(ContinuationScorer(args, models.load_for_scoring(args), identity.vocab_size))
+
+    if not orders.is_leader:
+        return orders.follow({LOAD: load, SCORE: lambda: _score(scorers[0], None)})
+    with orders.leading():
+        text = _text(args, huggingface)
+        if text.prefix_token is None:
+            raise InputError("the tokenizer has neither a BOS nor an end-of-text token, one of which starts a text")
+
+        def answerer() -> "MegatronLM":
+            orders.give(LOAD)
+            load()
+            return _as_lm(args, identity, text, scorers[0], orders)
+
+        print("\n".join(_ask(args, identity, tokenizer, answerer)), flush=True)
+
+
+def _ask(
+    args: argparse.Namespace, model: "ModelIdentity", tokenizer: "TokenizerIdentity", load: "Callable[[], MegatronLM]"
+) -> list[str]:
+    """On rank 0: lm_eval's questions; returns the table."""
+    from megatron_miniplm.evaluation.harness.results import ModelKey, ResultFiles
+    from megatron_miniplm.evaluation.harness.run import evaluate_tasks
+
+    key = ModelKey(
+        weights=model.weights,
+        tokenizer=tokenizer.fingerprint or tokenizer.place,
+        vocab_size=model.vocab_size,
+        max_length=args.seq_length,
+        precision=str(args.params_dtype),
+    )
+    choice = TaskChoice(
+        names=tuple(name for word in args.miniplm_tasks for name in word.split(",")),
+        include_dirs=tuple(args.include_path),
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+    )
+    files = ResultFiles(args.miniplm_results, key, choice)
+    return evaluate_tasks(choice, files, load, json_path=args.json, samples_path=args.samples)
+
+
+def _text(args: argparse.Namespace, huggingface: "HuggingFaceModel | None") -> "TextEncoder":
+    """The tokenizer of the flags, by default that of the Hugging Face directory.
+
+    Raises:
+        InputError: there is none.
+    """
+    from megatron.training import get_tokenizer
+
+    from megatron_miniplm.evaluation.harness.text import HuggingFaceText, MegatronText
+
+    if args.tokenizer_type == "HuggingFaceTokenizer":
+        trusted = getattr(args, "trust_remote_code", False)
+        return HuggingFaceText.open(args.tokenizer_model, trust_remote_code=trusted)
+    if args.tokenizer_type != "NullTokenizer":
+        return MegatronText(get_tokenizer())
+    if huggingface is None or not huggingface.has_tokenizer:
+        raise InputError("tasks are text: give --tokenizer-type and --tokenizer-model of the model's tokenizer")
+    return HuggingFaceText.open(huggingface.directory)
+
+
+def _as_lm(
+    args: argparse.Namespace,
+    model: "ModelIdentity",
+    text: "TextEncoder",
+    scorer: "ContinuationScorer",
+    orders: "Orders",
+) -> "MegatronLM":
+    """On rank 0: what lm_eval asks, answered by all ranks."""
+    from megatron_miniplm.evaluation.harness.model import MegatronLM
+    from megatron_miniplm.scoring.continuations import Continuations
+
+    def score(pairs: "Sequence[tuple[list[int], list[int]]]") -> list[tuple[float, bool]]:
+        if not pairs:
+            return []
+        continuations = Continuations.of(pairs, context_tokens=args.seq_length)
+        orders.give(SCORE)
+        nll_N, is_greedy_N = _score(scorer, continuations)
+        return list(zip((-nll_N).tolist(), is_greedy_N.tolist(), strict=True))
+
+    return MegatronLM(text, score, max_length=args.seq_length, vocab_size=model.vocab_size)
+
+
+def _score(scorer: "ContinuationScorer", continuations: "Continuations | None") -> "tuple[np.ndarray, np.ndarray]":
+    """Rank 0's continuations, on all ranks; a collective call."""
+    from megatron_miniplm.mcore import program
+
+    return scorer.score_continuations(program.on_rank_zero(lambda: continuations))

@@ -1,0 +1,164 @@
+"""What lm_eval found: one file a finished task, and the table, JSON and samples that are made of all of them."""
+
+import importlib.metadata
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_miniplm.artifacts import atomic_output, digest_values, write_json
+from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, hasher
+from megatron_miniplm.evaluation.harness.task_loading import PAPER_GROUP, LoadedTasks, TaskChoice
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+#: Of lm_eval's results, by task; the rest is made of these.
+PARTS = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
+#: lm_eval gives the source of most functions of a task, of some their name and where they are in memory.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelKey:
+    """What of a model decides its answers.
+
+    Attributes:
+        weights: fingerprint of the checkpoint.
+        tokenizer: fingerprint, or its type.
+        vocab_size: rows of the output matrix that are no padding.
+        max_length: most tokens that it is fed at once.
+        precision: that it computes in.
+    """
+
+    weights: str
+    tokenizer: str
+    vocab_size: int
+    max_length: int
+    precision: str
+
+
+class ResultFiles:
+    """`DIR/TASK-DIGEST.json`, the digest standing for the model, the task, its data and how it is asked.
+
+    Results of other checkpoints and settings are other files: one directory serves a whole run.
+
+    Args:
+        directory: of the files.
+        model: that answers.
+        choice: how it is asked.
+
+    Attributes:
+        settings: model and choice, as every file tells them.
+    """
+
+    def __init__(self, directory: Path, model: ModelKey, choice: TaskChoice) -> None:
+        self._directory = directory
+        self.settings = {
+            **vars(model),
+            "num_fewshot": choice.num_fewshot,
+            "limit": choice.limit,
+            "lm_eval": importlib.metadata.version("lm_eval"),
+        }
+
+    def make_directory(self) -> None:
+        """Find out before the first task, not after it, where nothing can be written."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    def path(self, task: "Task") -> Path:
+        config = _ADDRESS.sub("", json.dumps(plain(task.dump_config())))
+        key = {**self.settings, "task": config, "documents": _digest_documents(task)}
+        name = re.sub(r"[^\w.-]", "_", task.task_name)
+        return self._directory / f"{name}-{digest_values(key)[:SHORT_HEX]}.json"
+
+    @staticmethod
+    def samples_path(path: Path) -> Path:
+        return path.with_suffix(".samples.jsonl")
+
+    def write(self, path: Path, found: Mapping[str, Any]) -> None:
+        """Keep a task's results for good: samples first, so that the one file means both."""
+        (samples,) = found["samples"].values()
+        with atomic_output(self.samples_path(path)) as stream:
+            for sample in samples:
+                stream.write(json.dumps(plain(sample), allow_nan=False).encode() + b"\n")
+        write_json(path, {"settings": self.settings, **{part: plain(found[part]) for part in PARTS}})
+
+
+def plain(value: Any) -> Any:
+    """As it will be read back from JSON; what is not finite becomes a string, such as "Infinity"."""
+    from lm_eval.utils import handle_non_serializable
+
+    return json.loads(json.dumps(value, default=handle_non_serializable), parse_constant=str)
+
+
+def _digest_documents(task: "Task") -> str:
+    digest = hasher()
+    for document in task.eval_docs:
+        digest.update(json.dumps(plain(document)).encode())
+    return digest.hexdigest()
+
+
+def merge(tasks: LoadedTasks, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Results of tasks, by name, as lm_eval writes those of one run, groups included."""
+    merged: dict[str, Any] = {part: {} for part in PARTS}
+    for one in found.values():
+        for part in PARTS:
+            merged[part].update(one[part])
+    for group in tasks.groups.values():
+        merged["results"][group.name] = plain(group.aggregate(merged["results"]))
+        merged["versions"][group.name] = group.version
+    merged["group_subtasks"] = {name: group.child_names for name, group in tasks.groups.items()}
+    if PAPER_GROUP in tasks.groups:
+        merged["miniplm"] = paper_mean(merged["results"], tasks.groups[PAPER_GROUP].child_names)
+    return merged
+
+
+def headlines(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Iterator[tuple[str, str, Any, Any]]:
+    """(task, metric, value, standard error) of what counts: one accuracy, or all metrics of a task without one.
+
+    The accuracy is `acc_norm` where a task has it, else `acc`: the rule of MiniPLM's release, evaluation/harness.
+    """
+    for name in names:
+        values = {
+            metric: (key, value)
+            for key, value in results[name].items()
+            if "," in key and not (metric := key.partition(",")[0]).endswith("_stderr")
+        }
+        chosen = next((metric for metric in ("acc_norm", "acc") if metric in values), None)
+        for metric in [chosen] if chosen else values:
+            key, value = values[metric]
+            yield name, metric, value, results[name].get(f"{metric}_stderr,{key.partition(',')[2]}")
+
+
+def paper_mean(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """The plain mean of the tasks' accuracies, as the paper reports it, and its standard error."""
+    rows = list(headlines(results, names))
+    errors = [error for *_, error in rows]
+    known = all(isinstance(error, float) for error in errors)
+    return {
+        "metrics": {name: metric for name, metric, *_ in rows},
+        "mean_accuracy": sum(value for *_, value, _ in rows) / len(rows),
+        "mean_accuracy_stderr": sum(error**2 for error in errors) ** 0.5 / len(rows) if known else None,
+    }
+
+
+def table(merged: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """One line a task, those of the paper's mean last."""
+    width = max(len("mean of 9"), *map(len, names))
+    lines = [f"{'task':<{width}}  {'metric':<16}{'value':>10}{'stderr':>10}{'examples':>10}"]
+    for name, metric, value, error in headlines(merged["results"], names):
+        count = merged["n-samples"][name]["effective"]
+        lines.append(f"{name:<{width}}  {metric:<16}{_number(value)}{_number(error)}{count:>10,}")
+    if (mean := merged.get("miniplm")) is not None:
+        value, error = mean["mean_accuracy"], mean["mean_accuracy_stderr"]
+        label = f"mean of {len(mean['metrics'])}"
+        lines.append(f"{label:<{width}}  {'':<16}{_number(value)}{_number(error)}")
+    return lines
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, (int, float)):
+        return f"{value:>10.4f}" if abs(value) < 1e5 else f"{value:>10.3g}"
+    return f"{'' if value in (None, 'N/A') else value:>10}"
