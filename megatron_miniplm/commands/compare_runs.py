@@ -23,10 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens-per-sample", type=int, required=True, help="--seq-length of the training")
     parser.add_argument("--validation-set", metavar="NAME", help="which one, where the runs have several")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the curves there, as in curves.json")
     parser.add_argument("--output", type=Path, metavar="DIR", help="also write curves.json and curves.png there")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from megatron_miniplm.artifacts import write_json
     from megatron_miniplm.errors import InputError
     from megatron_miniplm.evaluation.curves import read_curve
 
@@ -41,12 +43,13 @@ def run(arguments: argparse.Namespace) -> None:
         )
     print("\n".join(table(curves)))
     print("\n".join(verdicts(curves)))
+    values = {name: as_json(curve) for name, curve in curves.items()}
+    if arguments.json:
+        write_json(arguments.json, values)
     if arguments.output:
-        from megatron_miniplm.artifacts import write_json
         from megatron_miniplm.evaluation.plot import plot_curves
 
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.output / "curves.json", {name: as_json(curve) for name, curve in curves.items()})
+        write_json(arguments.output / "curves.json", values)
         plot_curves(curves, arguments.output / "curves.png")
 
 

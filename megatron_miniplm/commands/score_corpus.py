@@ -37,17 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group = parser.add_argument_group(title="miniplm scoring")
     add_shared_arguments(group)
     group.add_argument("--miniplm-scores", required=True, metavar="DIR", help="where the scores go; resumed if started")
-    group.add_argument(
-        "--mask-eod", action="store_true", help="do not count predictions whose input is the end-of-document token"
-    )
-    group.add_argument(
-        "--score-first-token",
-        action="store_true",
-        help="put BOS before every sequence, so that its first counts",
-    )
-    group.add_argument(
-        "--bos-token-id", type=int, metavar="ID", help="of --score-first-token; default: the tokenizer's"
-    )
+    add_counting_arguments(group)
     group.add_argument(
         "--sample-fraction",
         type=float,
@@ -59,8 +49,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+def add_counting_arguments(group: "argparse._ArgumentGroup") -> None:
+    """Which predictions count; `evaluate-lm` has these too."""
+    group.add_argument(
+        "--mask-eod", action="store_true", help="do not count predictions whose input is the end-of-document token"
+    )
+    group.add_argument(
+        "--score-first-token",
+        action="store_true",
+        help="put BOS before every sequence, so that its first counts",
+    )
+    group.add_argument(
+        "--bos-token-id", type=int, metavar="ID", help="of --score-first-token; default: the tokenizer's"
+    )
+
+
 def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
-    """What every program says of the model, the corpus and how they meet; `fit-proxy` has these too."""
+    """What `score-corpus`, `fit-proxy` and `evaluate-lm` say of the model, the corpus and how they meet."""
     group.add_argument(
         "--miniplm-corpus", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories of views"
     )

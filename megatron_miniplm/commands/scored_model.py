@@ -63,7 +63,7 @@ def _huggingface_model(args: argparse.Namespace, huggingface: HuggingFaceModel) 
 
 def _megatron_model(args: argparse.Namespace) -> ModelIdentity:
     """A Megatron checkpoint; its real vocabulary is the tokenizer's unless the checkpoint knows of more rows."""
-    directory = models.checkpoint_directory(args.load)
+    directory = models.checkpoint_directory(args.load, args.ckpt_step)
     if args.use_checkpoint_args:
         models.take_architecture(args, directory)
     program.on_rank_zero(lambda: models.check_architecture(args, directory))
@@ -79,9 +79,7 @@ def _megatron_model(args: argparse.Namespace) -> ModelIdentity:
 
 def _tokenizer(args: argparse.Namespace, huggingface: HuggingFaceModel | None) -> tuple[TokenizerIdentity, int | None]:
     """The tokenizer of the flags, by default that of the Hugging Face directory, and its end-of-document token."""
-    settings = _settings(args)
-    if settings.tokenizer_type == "NullTokenizer" and huggingface is not None and huggingface.has_tokenizer:
-        settings = TokenizerSettings(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=huggingface.directory)
+    settings = tokenizer_settings(args, huggingface)
     if not settings.files:
         megatron = get_tokenizer()
         place = f"--tokenizer-type {args.tokenizer_type}"
@@ -95,6 +93,14 @@ def _tokenizer(args: argparse.Namespace, huggingface: HuggingFaceModel | None) -
         must_match=not args.miniplm_any_tokenizer,
     )
     return identity, encoder.eod_id
+
+
+def tokenizer_settings(args: argparse.Namespace, huggingface: HuggingFaceModel | None) -> TokenizerSettings:
+    """The tokenizer of the flags, by default that of the Hugging Face directory."""
+    settings = _settings(args)
+    if settings.tokenizer_type == "NullTokenizer" and huggingface is not None and huggingface.has_tokenizer:
+        return TokenizerSettings(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=huggingface.directory)
+    return settings
 
 
 def _settings(args: argparse.Namespace) -> TokenizerSettings:

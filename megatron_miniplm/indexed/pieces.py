@@ -6,6 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 
+#: Domain of sequences that have none.
+NO_DOMAIN = ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:

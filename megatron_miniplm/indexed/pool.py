@@ -9,6 +9,10 @@ class Pool:
     """The sequences of several prefixes: those of the first, then those of the second, and so on."""
 
     def __init__(self, corpora: list[IndexedCorpus]) -> None:
+        self.read_from(corpora)
+
+    def read_from(self, corpora: list[IndexedCorpus]) -> None:
+        """Put other prefixes in place of those that it has."""
         self.corpora = corpora
         self._stops = np.cumsum([len(corpus) for corpus in corpora])
 

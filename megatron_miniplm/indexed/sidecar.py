@@ -23,7 +23,7 @@ from megatron_miniplm.artifacts.manifest import checksum_of
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.layout import bin_path
-from megatron_miniplm.indexed.pieces import Pieces, crc32_of_runs
+from megatron_miniplm.indexed.pieces import NO_DOMAIN, Pieces, crc32_of_runs
 
 SUFFIX = ".documents.parquet"
 FORMAT_VERSION = 1
@@ -186,6 +186,43 @@ class Sidecar:
             return self._file.read_row_group(group, columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise CorruptArtifactError(f"{self.path}, row group {group}: cannot be read ({error}); {_REMEDY}") from None
+
+
+def fill_domains_and_bytes(
+    sidecar: Sidecar, source: IndexedCorpus, domain_N: np.ndarray, text_bytes_N: np.ndarray
+) -> list[str]:
+    """Domain and bytes of text of every sequence, from one pass over a sidecar.
+
+    Args:
+        source: the corpus that holds the data, N sequences; not a view of it.
+        domain_N: zeros of an unsigned dtype; takes the code of each sequence's domain, of its last piece where pieces
+            differ.
+        text_bytes_N: zeros of an integer dtype; takes the bytes of UTF-8 of all pieces.
+
+    Returns:
+        The names of the domains by code; the first is NO_DOMAIN.
+
+    Raises:
+        InputError: there are more domains than codes.
+        CorruptArtifactError: the sidecar is of another corpus.
+    """
+    max_domains = np.iinfo(domain_N.dtype).max + 1
+    names: dict[str, int] = {NO_DOMAIN: 0}
+    for table in sidecar.tables(["sequence", "text_bytes", "domain"]):
+        sequence_P = table["sequence"].to_numpy()
+        if len(sequence_P) and int(sequence_P.max()) >= len(source):
+            raise CorruptArtifactError(
+                f"{sidecar.path} has sequence {sequence_P.max()}, {source.prefix} only {len(source)}: it belongs to "
+                "another corpus; copy both, or preprocess, again"
+            )
+        np.add.at(text_bytes_N, sequence_P, table["text_bytes"].to_numpy())
+        column = table["domain"].combine_chunks()
+        found = [NO_DOMAIN if name is None else name for name in column.dictionary.to_pylist()]
+        codes = np.array([names.setdefault(name, len(names)) for name in found] + [0])
+        if len(names) > max_domains:
+            raise InputError(f"{sidecar.path} has more than {max_domains:,} domains: choose another --domain-key")
+        domain_N[sequence_P] = codes[column.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
+    return list(names)
 
 
 def find_mismatch(

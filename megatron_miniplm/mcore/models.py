@@ -180,8 +180,11 @@ def take_output_weight(chunk: Any) -> Any:
     return weight.detach()
 
 
-def checkpoint_directory(load: str | None) -> Path:
+def checkpoint_directory(load: str | None, step: int | None = None) -> Path:
     """The directory of the iteration that `--load` would read, such as `CKPT/iter_0000500`.
+
+    Args:
+        step: `--ckpt-step`, which Megatron takes for the iteration unless the tracker says `release`.
 
     Raises:
         InputError: no checkpoint there.
@@ -195,7 +198,10 @@ def checkpoint_directory(load: str | None) -> Path:
         raise InputError(f"{load} is not a Megatron checkpoint: it has no {tracker.name}") from None
     if iteration != "release" and not iteration.isdecimal():
         raise InputError(f"{tracker} holds {iteration[:40]!r}, expected an iteration or 'release': write it again")
-    directory = Path(load) / ("release" if iteration == "release" else f"iter_{int(iteration):07d}")
+    chosen = step if step and iteration != "release" else None  # 0 is no choice: checkpointing.py:1664
+    if chosen and not (Path(load) / f"iter_{chosen:07d}").is_dir():
+        raise InputError(f"{load} has no iteration {chosen}: give one that it has, or none for the latest")
+    directory = Path(load) / ("release" if iteration == "release" else f"iter_{chosen or int(iteration):07d}")
     if not directory.is_dir():
         raise InputError(f"{tracker} names iteration {iteration}, but {directory} does not exist")
     return directory
@@ -247,6 +253,12 @@ def recorded_precision_flags(directory: Path) -> list[str]:
     """`--bf16` or `--fp16` as a checkpoint was saved, which `--use-checkpoint-args` leaves out; none for float32."""
     recorded = recorded_args(directory)
     return [f"--{name}" for name in ("bf16", "fp16") if getattr(recorded, name, False)]
+
+
+def recorded_trained_tokens(directory: Path) -> int | None:
+    """Tokens that a model had been trained on when a checkpoint was saved; None where that does not say."""
+    recorded = vars(recorded_args(directory) or argparse.Namespace())
+    return recorded.get("consumed_train_samples", 0) * recorded.get("seq_length", 0) or None
 
 
 def recorded_training_data(directory: Path) -> tuple[Path, ...]:

@@ -11,16 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.errors import CorruptArtifactError, InputError
+from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.layout import bin_path
 from megatron_miniplm.selection.ranks import Ranks
 from megatron_miniplm.selection.scored_corpus import CHUNK_SEQUENCES, Piece
 
-#: Domain of sequences that have none.
-NO_DOMAIN = ""
 _DOMAIN_DTYPE, _BYTES_DTYPE, _SEEN_DTYPE = np.dtype("<u2"), np.dtype("<i8"), np.dtype("?")
-_MAX_DOMAINS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +103,12 @@ def _path(directory: Path, name: str, prefix: int) -> Path:
 
 def _write_sidecar_columns(corpus: IndexedCorpus, position: int, directory: Path) -> list[str]:
     """Domain and bytes of every sequence; returns the names of the domains by code."""
-    from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, source_sequences  # pyarrow takes 0.15 s
+    from megatron_miniplm.indexed.sidecar import (  # pyarrow takes 0.15 s
+        Sidecar,
+        data_prefix,
+        fill_domains_and_bytes,
+        source_sequences,
+    )
 
     sidecar = Sidecar.of(corpus)
     if sidecar is None:
@@ -117,27 +119,13 @@ def _write_sidecar_columns(corpus: IndexedCorpus, position: int, directory: Path
     source = IndexedCorpus.open(data_prefix(corpus.prefix)) if corpus.is_view else corpus
     domain_path, bytes_path = (_path(directory, name, position) for name in ("domain", "bytes"))
     domain_N, bytes_N = _create(domain_path, _DOMAIN_DTYPE, len(source)), _create(bytes_path, _BYTES_DTYPE, len(source))
-    names: dict[str, int] = {NO_DOMAIN: 0}
-    for table in sidecar.tables(["sequence", "text_bytes", "domain"]):
-        sequence_P = table["sequence"].to_numpy()
-        if len(sequence_P) and int(sequence_P.max()) >= len(source):
-            raise CorruptArtifactError(
-                f"{sidecar.path} has sequence {sequence_P.max()}, {source.prefix} only {len(source)}: it belongs to "
-                "another corpus; copy both, or preprocess, again"
-            )
-        np.add.at(bytes_N, sequence_P, table["text_bytes"].to_numpy())
-        column = table["domain"].combine_chunks()
-        found = ["" if name is None else name for name in column.dictionary.to_pylist()]
-        codes = np.array([names.setdefault(name, len(names)) for name in found] + [0])
-        if len(names) > _MAX_DOMAINS:
-            raise InputError(f"{sidecar.path} has more than {_MAX_DOMAINS:,} domains: choose another --domain-key")
-        domain_N[sequence_P] = codes[column.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
+    names = fill_domains_and_bytes(sidecar, source, domain_N, bytes_N)
     if corpus.is_view:
         places_K = source_sequences(corpus)
         for path, values_N in ((domain_path, domain_N), (bytes_path, bytes_N)):
             path.unlink()  # the map of the source's values stays
             _create(path, values_N.dtype, len(corpus))[:] = values_N[places_K]
-    return list(names)
+    return names
 
 
 def _write_seen(corpus: IndexedCorpus, seen_corpora: Sequence[IndexedCorpus], path: Path) -> int:

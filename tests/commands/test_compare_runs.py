@@ -18,12 +18,13 @@ def test_table_json_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[st
     slow, fast = write_logs(tmp_path / "slow", [4.0, 3.0]), write_logs(tmp_path / "fast", [3.0, 2.0])
     output = tmp_path / "comparison"
     argv = ["--tokens-per-sample", "100", "--run", "slow", slow, "--run", "fast", fast, "--output", str(output)]
-    assert run_tool("compare-runs", argv) == 0
+    assert run_tool("compare-runs", [*argv, "--json", str(tmp_path / "elsewhere/curves.json")]) == 0
     assert "fast reaches the final loss of slow (3.0000) after 1,000 tokens (50%)" in capsys.readouterr().out
     assert json.loads((output / "curves.json").read_text())["fast"] == {
         "tokens": [1000, 2000],
         "loss_nats_per_token": [[3.0, 2.0]],
     }
+    assert (tmp_path / "elsewhere/curves.json").read_bytes() == (output / "curves.json").read_bytes()
     assert (output / "curves.png").exists()
 
 

@@ -25,3 +25,10 @@ def test_lengths_of_any_run(pool: Pool, start: int, stop: int) -> None:
     lengths = pool.lengths(range(start, stop))
     assert lengths.tolist() == [len(sequence) for sequence in ALL[start:stop]]
     assert lengths.dtype == "int64"
+
+
+def test_other_prefixes_take_their_place(pool: Pool, tmp_path: Path) -> None:
+    pool.read_from([write_corpus(tmp_path / "other", [[7], [8, 9]])])
+    assert len(pool) == 2
+    assert pool.sequence(1).tolist() == [8, 9]
+    assert pool.lengths(range(2)).tolist() == [1, 2]

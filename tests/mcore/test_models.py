@@ -25,9 +25,24 @@ def test_the_iteration_that_load_would_read(checkpoint: Path, content: str, name
     assert checkpoint_directory(str(checkpoint)) == checkpoint / name
 
 
-def refusal(load: str | None) -> str:
+@pytest.mark.parametrize(
+    ("content", "step", "name"),
+    [
+        ("1000", 500, "iter_0000500"),
+        ("1000", 0, "iter_0001000"),
+        ("1000", None, "iter_0001000"),
+        ("release", 500, "release"),
+    ],
+)
+def test_a_chosen_step(checkpoint: Path, content: str, step: int | None, name: str) -> None:
+    """As Megatron reads `--ckpt-step`: 0 is no choice, and a release has no steps."""
+    track(checkpoint, content)
+    assert checkpoint_directory(str(checkpoint), step) == checkpoint / name
+
+
+def refusal(load: str | None, step: int | None = None) -> str:
     with pytest.raises(InputError) as raised:
-        checkpoint_directory(load)
+        checkpoint_directory(load, step)
     return str(raised.value)
 
 
@@ -47,6 +62,14 @@ def test_an_iteration_that_is_not_there(checkpoint: Path) -> None:
     assert refusal(str(checkpoint)) == (
         f"{checkpoint}/latest_checkpointed_iteration.txt names iteration 700, but {checkpoint}/iter_0000700 "
         "does not exist"
+    )
+
+
+def test_a_step_that_is_not_there(checkpoint: Path) -> None:
+    track(checkpoint, "1000")
+    assert (
+        refusal(str(checkpoint), 700)
+        == f"{checkpoint} has no iteration 700: give one that it has, or none for the latest"
     )
 
 
