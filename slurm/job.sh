@@ -229,6 +229,7 @@ progress() {
     case ${KIND[$STAGE]} in
         train) grep -xs '[0-9]*' "${OUTPUT[$STAGE]}/latest_checkpointed_iteration.txt" || echo 0 ;;
         score) find "${OUTPUT[$STAGE]}/blocks" -name '*.npy' 2> /dev/null | wc -l ;;
+        measure) find "${OUTPUT[$STAGE]}" -type f ! -path '*/claims/*' ! -name '.*' 2> /dev/null | wc -l ;;
         *) echo 0 ;;
     esac
 }

@@ -30,6 +30,8 @@ default_configuration() {
     SEEDS=(1)                     # one run of every student a seed
     TRAINING_PROGRAM=(-m megatron_miniplm.pretrain_gpt)
     EVALUATION=()                 # flags of compare-runs
+    EVALUATION_LM=()              # flags of evaluate-lm, for the last checkpoint of every student; none: it is not run
+    EVALUATION_TASKS=()           # flags of evaluate-tasks, likewise
     # Sizes of jobs. NODES_<stage>, RANKS_<stage>, TIME_<stage> and JOBS_<stage> (with _ for -) override them for one.
     NODES_TRAINING=1 TIME_TRAINING=1-00:00:00 RANKS_TRAINING=$RANKS_PER_NODE   # RANKS: processes of a node
     NODES_SCORING=1 TIME_SCORING=1-00:00:00 RANKS_SCORING=$RANKS_PER_NODE
@@ -38,7 +40,7 @@ default_configuration() {
 }
 CONFIGURATION_NAMES='RUN_DIR|TEXT|HELDOUT_TEXT|NUM_SHARDS|SHARD_BY|MERGE|TOKENIZER_TRAINING|TOKENIZER|PREPROCESSING|CORPUS|HELDOUT'
 CONFIGURATION_NAMES+='|SPLIT|TRAINING|(TEACHER|REFERENCE)_(TRAINING|MODEL)|SCORING(_TEACHER|_REFERENCE)?|SELECTION|MATERIALIZE'
-CONFIGURATION_NAMES+='|STUDENTS|(STUDENT|DATA|NODES|RANKS|TIME|JOBS)_[A-Za-z0-9_]+|SEEDS|TRAINING_PROGRAM|EVALUATION'
+CONFIGURATION_NAMES+='|STUDENTS|(STUDENT|DATA|NODES|RANKS|TIME|JOBS)_[A-Za-z0-9_]+|SEEDS|TRAINING_PROGRAM|EVALUATION(_LM|_TASKS)?'
 
 refuse() { echo "$*" >&2; exit 2; }
 
@@ -70,6 +72,8 @@ load_configuration() {
     done
     ((${#REFERENCE_TRAINING[@]} == 0 || ${#SPLIT[@]})) ||
         refuse "$file: REFERENCE_TRAINING needs SPLIT, such as SPLIT=(--reference-fraction 0.05): what it trains on must not be scored"
+    ((${#EVALUATION_LM[@]} == 0 || ${#HELDOUT[@]} || ${#HELDOUT_TEXT[@]})) || [[ " ${EVALUATION_LM[*]}" == *" --miniplm-corpus"* ]] ||
+        refuse "$file: EVALUATION_LM has nothing to evaluate on: set HELDOUT_TEXT or HELDOUT, or give it --miniplm-corpus PREFIX"
     for name in "${STUDENTS[@]}"; do
         [[ $name =~ ^[a-z0-9_]+$ ]] || refuse "$file: student $name: a name has lower case letters, digits and _ only"
         [[ -v STUDENT_$name ]] || refuse "$file: student $name has no STUDENT_$name=(Megatron flags)"
@@ -136,7 +140,12 @@ define_stages() {
         iterations=$(iterations_of "${TRAINING[@]}" "${flags[@]}") || exit 2
         for seed in "${SEEDS[@]}"; do
             stage "train-$name-$seed" train "$data $heldout" "$RUN_DIR/student-$name-$seed/checkpoint" "$iterations"
-            students+=("train-$name-$seed")
+            if ((${#EVALUATION_LM[@]} + ${#EVALUATION_TASKS[@]})); then
+                stage "evaluate-$name-$seed" measure "train-$name-$seed $heldout" "$RUN_DIR/student-$name-$seed/evaluation"
+                students+=("evaluate-$name-$seed")
+            else
+                students+=("train-$name-$seed")
+            fi
         done
     done
     ((${#students[@]} == 0)) || stage evaluate evaluate "${students[*]}" "$RUN_DIR/comparison"
@@ -170,7 +179,7 @@ stage() {
 # size_of NODES|RANKS|TIME|JOBS STAGE: NODES_score_teacher where that is set, else NODES_SCORING
 size_of() {
     local name=$1_${2//-/_} default=$1_TOOLS
-    case ${KIND[$2]} in train) default=$1_TRAINING ;; score) default=$1_SCORING ;; esac
+    case ${KIND[$2]} in train) default=$1_TRAINING ;; score | measure) default=$1_SCORING ;; esac
     echo "${!name:-${!default}}"
 }
 
@@ -297,6 +306,19 @@ stage_train() {
     megatron python "${TRAINING_PROGRAM[@]}" "${TOKENIZER_FLAGS[@]}" "${TRAINING[@]}" "${flags[@]}" "${more[@]}" "${data[@]}" \
         --save "$directory/checkpoint" --load "$directory/checkpoint" --tensorboard-dir "$directory/tensorboard" \
         --exit-signal-handler
+}
+
+stage_measure() {
+    derive
+    local directory=$RUN_DIR/student-${1#evaluate-} corpus=()
+    local model=(--load "$directory/checkpoint" --use-checkpoint-args "${TOKENIZER_FLAGS[@]}")
+    if ((${#EVALUATION_LM[@]})); then
+        [[ " ${EVALUATION_LM[*]}" == *" --miniplm-corpus"* ]] || corpus=(--miniplm-corpus "${HELDOUT_PREFIXES[@]}")
+        megatron miniplm evaluate-lm "${model[@]}" "${EVALUATION_LM[@]}" "${corpus[@]}" \
+            --miniplm-scores "$directory/evaluation/lm" --json "$directory/evaluation/lm.json" || return
+    fi
+    ((${#EVALUATION_TASKS[@]} == 0)) || megatron miniplm evaluate-tasks "${model[@]}" "${EVALUATION_TASKS[@]}" \
+        --miniplm-results "$directory/evaluation/tasks" --json "$directory/evaluation/tasks.json"
 }
 
 stage_evaluate() {

@@ -169,7 +169,7 @@ is_done() { [ "$(cat "$BOOKS/done/$1" 2> /dev/null)" = "$2" ]; }
 sbatch_flags() {
     local stage=$1 array=$2 kind=${KIND[$1]} script=${KIND[$1]} dependencies=(singleton) id log=%j
     shift 2
-    [ "$kind" != tokenizer ] || script=train_tokenizer
+    case $kind in tokenizer) script=train_tokenizer ;; measure) script=evaluate ;; esac
     # singleton: of two jobs of one name the second waits for the end of the first, and finds its work done. So no lock is
     # needed, should its user submit from two login nodes at the same time.
     for id in "$@"; do dependencies+=("afterok:$id"); done
@@ -182,7 +182,7 @@ sbatch_flags() {
     FLAGS+=(--output="$BOOKS/logs/$stage.$log.log")
     FLAGS+=(--dependency="$(IFS=,; echo "${dependencies[*]}")")
     case $kind in
-        train | score)
+        train | score | measure)
             FLAGS+=(--nodes="$(size_of NODES "$stage")" --time="$(size_of TIME "$stage")"
                 --ntasks-per-node="$(size_of RANKS "$stage")" --cpus-per-task="$CPUS_PER_RANK" "${GPU_FLAGS[@]}"
                 --signal="TERM@$STOP_SECONDS")

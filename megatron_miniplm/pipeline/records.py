@@ -17,7 +17,7 @@ from pathlib import Path
 from megatron_miniplm.errors import InputError
 
 FORMAT_VERSION = 1
-KINDS = ("tokenizer", "preprocess", "split", "train", "score", "select", "materialize", "evaluate")
+KINDS = ("tokenizer", "preprocess", "split", "train", "score", "select", "materialize", "measure", "evaluate")
 SUBMIT = "submit_pipeline.sh"
 
 _COLUMNS = ("stage", "kind", "tasks", "after", "output", "total", "key")

@@ -34,7 +34,7 @@ def test_every_command_and_flag_exists(tmp_path: Path, configuration: str) -> No
     assert len(tools) >= 7
     for name, *words in tools:
         if name in MEGATRON_PROGRAMS:
-            assert name == "score-corpus"
+            assert name in {"score-corpus", "evaluate-lm", "evaluate-tasks"}
             continue
         parser = argparse.ArgumentParser()
         importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[name][0]}").add_arguments(parser)
@@ -61,3 +61,61 @@ def test_a_checkpoint_is_scored_with_the_tokenizer_of_the_run(tmp_path: Path, mo
     text = f"source {REPOSITORY}/docs/pipeline.conf\nTEACHER_MODEL=({model})\nTOKENIZER=(--tokenizer-type X)\n"
     (score,) = [words for words in plan(tmp_path, text) if words[2:4] == model.split()[:2]]
     assert ("--tokenizer-type" in score) == has_tokenizer
+
+
+EVALUATION = """
+SEEDS=(1 2)
+EVALUATION_LM=(--seq-length 1024 --micro-batch-size 16 --bf16)
+EVALUATION_TASKS=(--miniplm-tasks hellaswag)
+"""
+
+
+def test_students_are_evaluated_one_by_one_before_they_are_compared(tmp_path: Path) -> None:
+    """With the run's tokenizer and held-out text, on GPUs, into the student's own directory."""
+    text = f"source {REPOSITORY}/docs/pipeline.conf\nHELDOUT_TEXT=(some)\nTOKENIZER=(--tokenizer-type X)\n{EVALUATION}"
+    planned = plan(tmp_path, text)
+    calls = {words[-1]: words for words in planned if words[0] == "sbatch"}
+    students = [f"qwen_{size}-{seed}" for size in ("200m", "500m") for seed in (1, 2)]
+    compared = "singleton," + ",".join(f"afterok:JOB_evaluate-{student}" for student in students)
+    assert f"--dependency={compared}" in calls["evaluate"]
+    for student in students:
+        words = calls[f"evaluate-{student}"]
+        assert f"--dependency=singleton,afterok:JOB_train-{student},afterok:JOB_preprocess-heldout" in words
+        assert {"--gpus-per-node=8", "--nodes=1", "--time=8:00:00"} <= set(words), "as a scoring job"
+        assert words[-3].endswith("slurm/evaluate.sbatch")
+    directory = tmp_path / "run/student-qwen_500m-2"
+    model = [*("--load", str(directory / "checkpoint"), "--use-checkpoint-args"), *("--tokenizer-type", "X")]
+    lm, tasks = ([words[1:] for words in planned if words[1] == f"evaluate-{what}"][-1] for what in ("lm", "tasks"))
+    assert lm == [
+        *("evaluate-lm", *model, "--seq-length", "1024", "--micro-batch-size", "16", "--bf16"),
+        *("--miniplm-corpus", str(tmp_path / "run/data/heldout_text_chunk")),
+        *("--miniplm-scores", str(directory / "evaluation/lm"), "--json", str(directory / "evaluation/lm.json")),
+    ]
+    assert tasks == [
+        *("evaluate-tasks", *model, "--miniplm-tasks", "hellaswag"),
+        *("--miniplm-results", str(directory / "evaluation/tasks"), "--json", str(directory / "evaluation/tasks.json")),
+    ]
+    for words in (lm, tasks):
+        module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[words[0]][0]}")
+        unknown = module.add_arguments(argparse.ArgumentParser()).parse_known_args(words[1:])[1]
+        megatrons = {
+            "--load",
+            "--use-checkpoint-args",
+            "--tokenizer-type",
+            "--seq-length",
+            "--micro-batch-size",
+            "--bf16",
+        }
+        assert {word for word in unknown if word.startswith("--")} <= megatrons
+
+
+def test_evaluation_without_text_is_refused_before_anything_is_submitted(tmp_path: Path) -> None:
+    path = tmp_path / "run.conf"
+    path.write_text(f"source {REPOSITORY}/docs/pipeline.conf\nHELDOUT_TEXT=()\nEVALUATION_LM=(--seq-length 64)\n")
+    done = subprocess.run([SUBMIT, path, "--dry-run"], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert (
+        "EVALUATION_LM has nothing to evaluate on: set HELDOUT_TEXT or HELDOUT, or give it --miniplm-corpus"
+        in done.stderr
+    )
