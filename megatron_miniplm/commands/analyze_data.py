@@ -1,0 +1,142 @@
+"""What selection did to the data: diversity, lengths, vocabulary, domains and copies, side by side.
+
+Give each data set a name and its prefixes, directories of views, or selections; the first is what selection began with:
+
+    miniplm analyze-data --data pool split/pool --data refined selection --output analysis
+
+Lengths and domains are of every sequence. Copies, and the n-grams of --heldout corpora, are of every token, and left
+out where a data set has more than --scan-tokens. Vocabulary and diversity are of a sample, with a standard error.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_miniplm.commands.tokenizer_flags import TYPES_TEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from megatron_miniplm.evaluation.analysis.data import Dataset
+    from megatron_miniplm.evaluation.analysis.embeddings import Embedding
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar=("NAME", "PATH"),
+        help="a data set and its prefixes",
+    )
+    parser.add_argument(
+        "--heldout", nargs="+", action="append", default=[], metavar=("NAME", "PATH"), help="look for its 13-grams"
+    )
+    parser.add_argument("--sample", type=int, default=10_000, metavar="N", help="sequences to draw (%(default)s)")
+    parser.add_argument(
+        "--sequence-tokens", type=int, default=1024, metavar="N", help="of each, its first ones (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=1234, metavar="S", help="of the sample (%(default)s)")
+    parser.add_argument(
+        "--scan-tokens", type=float, default=1e9, metavar="N", help="read all tokens of up to so many (%(default)g)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="also write analysis.png there")
+    model = parser.add_argument_group("embedding", "default: hashed n-grams of tokens, without a model")
+    model.add_argument(
+        "--embedding-model", type=Path, metavar="DIR", help="a Hugging Face model; needs the data's text:"
+    )
+    model.add_argument("--tokenizer-type", metavar="TYPE", help=f"of the data: {TYPES_TEXT}")
+    model.add_argument("--tokenizer-model", type=Path, metavar="PATH", help="as in preprocess-data")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from megatron_miniplm.evaluation.analysis.measure import Settings, analyze
+    from megatron_miniplm.evaluation.analysis.table import as_json, lines_of
+
+    _check(arguments)
+    datasets = _open("--data", arguments.data)
+    analysis = analyze(
+        datasets,
+        Settings(
+            num_sampled=arguments.sample,
+            max_tokens=arguments.sequence_tokens,
+            seed=arguments.seed,
+            max_scanned_tokens=int(arguments.scan_tokens),
+        ),
+        _embedding(arguments, datasets),
+        _open("--heldout", arguments.heldout),
+    )
+    print("\n".join(lines_of(analysis)))
+    if arguments.json:
+        from megatron_miniplm.artifacts import write_json
+
+        write_json(arguments.json, as_json(analysis))
+    if arguments.output:
+        from megatron_miniplm.evaluation.analysis.plot import plot_analysis
+
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        plot_analysis(analysis, arguments.output / "analysis.png")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise InputError for flags that mean nothing."""
+    from megatron_miniplm.errors import InputError
+
+    for name in ("sample", "sequence_tokens", "scan_tokens"):
+        value = getattr(arguments, name)
+        if not (0 if name == "scan_tokens" else 1) <= value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} {value} must be a positive number")
+    if arguments.seed < 0:
+        raise InputError(f"--seed {arguments.seed} must be 0 or more")
+    tokenizer = (arguments.tokenizer_type, arguments.tokenizer_model)
+    if arguments.embedding_model is None and tokenizer != (None, None):
+        raise InputError(
+            "--tokenizer-type and --tokenizer-model are for --embedding-model: hashed n-grams need no text"
+        )
+    if arguments.embedding_model is not None and None in tokenizer:
+        raise InputError(
+            "--embedding-model reads text: give the tokenizer of the data, --tokenizer-type and --tokenizer-model"
+        )
+
+
+def _open(flag: str, given: "Sequence[Sequence[str]]") -> "list[Dataset]":
+    from megatron_miniplm.errors import InputError
+    from megatron_miniplm.evaluation.analysis.data import Dataset
+
+    datasets: dict[str, Dataset] = {}
+    for name, *paths in given:
+        if not paths or name in datasets:
+            raise InputError(f"{flag} {name}: give each data set one name and at least one path")
+        datasets[name] = Dataset.open(name, [Path(path) for path in paths])
+    return list(datasets.values())
+
+
+def _embedding(
+    arguments: argparse.Namespace, datasets: "Sequence[Dataset]"
+) -> "Callable[[Sequence[np.ndarray]], Embedding]":
+    """What makes the embedding from a sample of the first data set.
+
+    Raises:
+        FingerprintMismatchError: the tokenizer is not that of the data.
+    """
+    from megatron_miniplm.evaluation.analysis.embeddings import HashedNgrams, ModelEmbedding
+
+    if arguments.embedding_model is None:
+        return lambda sample: HashedNgrams(sample, seed=arguments.seed)
+    from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
+    from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
+    from megatron_miniplm.errors import FingerprintMismatchError
+
+    encoder = load_encoder(arguments.tokenizer_type, arguments.tokenizer_model, num_threads=1)
+    found, expected = encoder.fingerprint(), datasets[0].members[0].part.tokenizer
+    if expected not in (None, found):
+        raise FingerprintMismatchError(
+            f"{datasets[0].name} was made with tokenizer {str(expected)[:SHORT_HEX]}, {arguments.tokenizer_model} is "
+            f"{found[:SHORT_HEX]}: give the one that the data was preprocessed with"
+        )
+    embedding = ModelEmbedding(arguments.embedding_model, encoder.decode_batch, max_tokens=arguments.sequence_tokens)
+    return lambda sample: embedding
