@@ -20,6 +20,7 @@ from megatron_miniplm.launchers import adopt_srun, leave_exit_code, leave_exit_c
 
 #: Subcommand -> (module, one line of help), in the order in which data flows.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "plan": ("plan", "what the whole road costs before it is gone: operations, GPU hours, bytes, break-even"),
     "doctor": ("doctor", "what is installed, what each absence costs, and what mends it"),
     "convert-checkpoint": ("convert_checkpoint", "a Hugging Face model -> a Megatron checkpoint, or back"),
     "train-tokenizer": ("train_tokenizer", "train a SentencePiece or byte-level BPE tokenizer on JSONL text"),
@@ -35,13 +36,27 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "materialize": ("materialize", "refined views or an index-only selection -> copies, without symbolic links"),
     "explain": ("explain", "why a selection keeps a sequence or not: scores, rank, threshold, weight, text"),
     "convert-tokenization": ("convert_tokenization", "a corpus or refined view -> a corpus in another tokenizer"),
+    "evaluate-tasks": ("evaluate_tasks", "downstream tasks by lm_eval, without export (a Megatron program)"),
     "compare-runs": ("compare_runs", "held-out loss of students by number of tokens, from TensorBoard logs"),
+    "fit-scaling-curve": ("fit_scaling_curve", "losses by compute -> scaling curves: where they lead, compute saved"),
+    "evaluate-lm": ("evaluate_lm", "held-out loss, perplexity, bits a byte of checkpoints (a Megatron program)"),
+    "analyze-data": ("analyze_data", "what selection did to the data: diversity, lengths, vocabulary, domains, copies"),
     "inspect-batch": ("inspect_batch", "which sequences went into a training step (give it the flags of the run)"),
     "status": ("status", "the stages of a SLURM pipeline: state, jobs, progress, time left, what went wrong"),
     "inspect": ("inspect", "what any artifact holds, where it comes from, and whether it is intact"),
     "lineage": ("lineage", "the tree from any artifact down to raw files and checkpoints"),
 }
-MEGATRON_PROGRAMS = frozenset({"convert-checkpoint", "score-corpus", "fit-proxy", "generate-corpus", "inspect-batch"})
+MEGATRON_PROGRAMS = frozenset(
+    {
+        "convert-checkpoint",
+        "score-corpus",
+        "fit-proxy",
+        "generate-corpus",
+        "evaluate-tasks",
+        "evaluate-lm",
+        "inspect-batch",
+    }
+)
 #: A rank with nothing to say leaves so much later: launchers end all ranks once one has left, the one that prints too.
 LAST_WORD_SECONDS = 2.0
 

@@ -18,13 +18,20 @@ PAGES = (
     "docs/scoring.md",
     "docs/selection.md",
     "docs/training.md",
+    "docs/evaluation.md",
+    "docs/tasks.md",
     "docs/launch.md",
     "docs/distillation.md",
     "docs/generation.md",
+    "docs/analysis.md",
     "docs/recipes.md",
+    "docs/plan.md",
     "docs/slurm.md",
     "docs/formats.md",
+    "docs/scaling.md",
     "examples/quickstart/run.sh",
+    "examples/replication/run.sh",
+    "examples/steps.sh",
 )
 COMMAND = re.compile(r"miniplm ([a-z]+(?:-[a-z]+)*)((?:[^\n`\\|)]|\\\n)*)")
 

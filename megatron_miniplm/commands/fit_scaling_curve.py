@@ -1,0 +1,118 @@
+"""Fit a scaling curve to each method's losses, and say where it leads and what the method saves.
+
+The law is L(C) = L_inf + A * C^-alpha, C in training FLOPs, fitted robustly, with bootstrap intervals. Points come from
+a JSON file, or from the TensorBoard logs that Megatron wrote; the first method is the baseline:
+
+    miniplm fit-scaling-curve --points points.json --extrapolate-to 1.26e21 1.26e22 --output curve
+    miniplm fit-scaling-curve --tokens-per-sample 1024 --skip-tokens 2000000000 --output curve \\
+        --run conventional 1.2e9 runs/conventional-*/tensorboard --run refined 1.2e9 runs/refined-*/tensorboard
+
+The file: {"method": [{"compute_flops": 1e18, "loss": 4.2, "run": "seed 1"}, ...], ...}; "run" may be left out.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron_miniplm.evaluation.scaling import FittedScalingLaw
+    from megatron_miniplm.evaluation.scaling_points import ScalingPoints
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--points", type=Path, metavar="FILE", help="JSON with the points of each method, see above")
+    source.add_argument(
+        "--run",
+        nargs="+",
+        action="append",
+        metavar=("NAME", "FLOPS_PER_TOKEN DIR"),
+        help="a method, its training FLOPs a token (about 6 x parameters), and its logs, one directory a seed; "
+        "give the name again for another model size",
+    )
+    parser.add_argument("--tokens-per-sample", type=int, help="--seq-length of the training; needed with --run")
+    parser.add_argument(
+        "--skip-tokens", type=int, default=0, help="leave out evaluations before so many tokens, as in the warm-up"
+    )
+    parser.add_argument("--validation-set", metavar="NAME", help="which one, where the runs have several")
+    parser.add_argument(
+        "--extrapolate-to", type=float, nargs="+", default=[], metavar="FLOPS", help="computes to say the loss at"
+    )
+    parser.add_argument("--confidence", type=float, default=0.9, help="of the intervals (default: %(default)s)")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="DRAWS", help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="also write scaling.png and scaling.svg there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from megatron_miniplm.errors import InputError
+    from megatron_miniplm.evaluation.scaling import fit
+    from megatron_miniplm.evaluation.scaling_report import as_json, lines
+
+    if not 0 < arguments.confidence < 1:
+        raise InputError(f"--confidence {arguments.confidence:g} must lie between 0 and 1")
+    if wrong := [compute for compute in arguments.extrapolate_to if not 0 < compute < float("inf")]:
+        raise InputError(f"--extrapolate-to {wrong[0]:g}: give positive FLOPs")
+    if arguments.seed < 0:
+        raise InputError(f"--seed {arguments.seed}: give 0 or more")
+    points = _points(arguments)
+    laws: dict[str, FittedScalingLaw] = {}
+    for number, (name, part) in enumerate(points.items()):
+        try:
+            laws[name] = fit(
+                part.compute_P,
+                part.loss_P,
+                runs_P=part.runs_P,
+                num_draws=arguments.bootstrap,
+                seed=(arguments.seed, number),
+            )
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+    print("\n".join(lines(points, laws, arguments.extrapolate_to, arguments.confidence)))
+    if arguments.output:
+        from megatron_miniplm.evaluation.scaling_plot import plot_scaling
+
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        paths = [arguments.output / "scaling.png", arguments.output / "scaling.svg"]
+        plot_scaling(points, laws, arguments.extrapolate_to, arguments.confidence, paths)
+    if arguments.json:
+        from megatron_miniplm.artifacts import write_json
+
+        settings: dict[str, Any] = {"bootstrap_draws": arguments.bootstrap, "seed": arguments.seed}
+        write_json(arguments.json, settings | as_json(points, laws, arguments.extrapolate_to, arguments.confidence))
+
+
+def _points(arguments: argparse.Namespace) -> "dict[str, ScalingPoints]":
+    from megatron_miniplm.errors import InputError
+    from megatron_miniplm.evaluation.scaling_points import joined, points_of_logs, read_points
+
+    if arguments.points:
+        return read_points(arguments.points)
+    if not arguments.tokens_per_sample or arguments.tokens_per_sample < 0:
+        raise InputError("--run needs --tokens-per-sample, the --seq-length of the training")
+    parts: dict[str, list[ScalingPoints]] = {}
+    for name, *rest in arguments.run:
+        flops, log_dirs = (_flops(rest[0]), rest[1:]) if rest else (None, [])
+        if flops is None or not log_dirs:
+            raise InputError(
+                f"--run {' '.join([name, *rest])}: give a name, its training FLOPs a token (about 6 x parameters) and "
+                "at least one log directory"
+            )
+        part = points_of_logs(
+            [Path(path) for path in log_dirs],
+            flops_per_token=flops,
+            tokens_per_sample=arguments.tokens_per_sample,
+            skip_tokens=arguments.skip_tokens,
+            validation_set=arguments.validation_set,
+        )
+        parts.setdefault(name, []).append(part)
+    return {name: joined(sizes) for name, sizes in parts.items()}
+
+
+def _flops(text: str) -> float | None:
+    try:
+        flops = float(text)
+    except ValueError:
+        return None
+    return flops if 0 < flops < float("inf") else None
