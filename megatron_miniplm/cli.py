@@ -36,10 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "materialize": ("materialize", "refined views or an index-only selection -> copies, without symbolic links"),
     "explain": ("explain", "why a selection keeps a sequence or not: scores, rank, threshold, weight, text"),
     "convert-tokenization": ("convert_tokenization", "a corpus or refined view -> a corpus in another tokenizer"),
-    "evaluate-tasks": ("evaluate_tasks", "downstream tasks by lm_eval, without export (a Megatron program)"),
     "compare-runs": ("compare_runs", "held-out loss of students by number of tokens, from TensorBoard logs"),
-    "fit-scaling-curve": ("fit_scaling_curve", "losses by compute -> scaling curves: where they lead, compute saved"),
     "evaluate-lm": ("evaluate_lm", "held-out loss, perplexity, bits a byte of checkpoints (a Megatron program)"),
+    "evaluate-tasks": ("evaluate_tasks", "downstream tasks by lm_eval, without export (a Megatron program)"),
+    "fit-scaling-curve": ("fit_scaling_curve", "losses by compute -> scaling curves: where they lead, compute saved"),
     "analyze-data": ("analyze_data", "what selection did to the data: diversity, lengths, vocabulary, domains, copies"),
     "inspect-batch": ("inspect_batch", "which sequences went into a training step (give it the flags of the run)"),
     "status": ("status", "the stages of a SLURM pipeline: state, jobs, progress, time left, what went wrong"),
@@ -52,8 +52,8 @@ MEGATRON_PROGRAMS = frozenset(
         "score-corpus",
         "fit-proxy",
         "generate-corpus",
-        "evaluate-tasks",
         "evaluate-lm",
+        "evaluate-tasks",
         "inspect-batch",
     }
 )

@@ -18,7 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_miniplm.commands.score_corpus import UNUSED_BUT_REQUIRED, model_flags, open_model
+from megatron_miniplm.commands.score_corpus import (
+    UNUSED_BUT_REQUIRED,
+    longest_context_flags,
+    model_flags,
+    open_model,
+)
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.harness.task_loading import PAPER_GROUP, TaskChoice, require_lm_eval, stay_offline
 from megatron_miniplm.mcore.device_flags import given_flags
@@ -81,7 +86,7 @@ def run(argv: Sequence[str]) -> None:
             os.environ.setdefault(name, "1")  # ours are lines then
     with program.alike_on_all_ranks():
         model = None if {"-h", "--help"} & set(argv) else _check(argv)
-        sys.argv[1:] = [*model_flags(model, argv), *_size_flags(model, argv), *argv]
+        sys.argv[1:] = [*model_flags(model, argv), *longest_context_flags(model, argv), *argv]
         program.prepare()
         args = program.parse(add_arguments, defaults={**UNUSED_BUT_REQUIRED, "micro_batch_size": 1})
     if "--micro-batch-size" not in given_flags(argv):
@@ -106,13 +111,6 @@ def _check(argv: Sequence[str]) -> "HuggingFaceModel | None":
     if arguments.miniplm_offline:
         stay_offline()
     return open_model(arguments, argv)
-
-
-def _size_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[str]:
-    """The longest context that a Hugging Face model goes; a Megatron checkpoint brings its own."""
-    if model is None or "--seq-length" in given_flags(argv):
-        return []
-    return ["--seq-length", str(model.architecture.max_positions)]
 
 
 def _evaluate(args: argparse.Namespace, huggingface: "HuggingFaceModel | None") -> None:

@@ -25,10 +25,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
-from megatron_miniplm.commands.score_corpus import UNUSED_BUT_REQUIRED, check_prefixes, model_flags, open_model
+from megatron_miniplm.commands.score_corpus import (
+    UNUSED_BUT_REQUIRED,
+    check_prefixes,
+    longest_context_flags,
+    model_flags,
+    open_model,
+)
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.generation.plan import GenerationSettings
-from megatron_miniplm.mcore.device_flags import given_flags
 
 if TYPE_CHECKING:
     from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
@@ -97,7 +102,7 @@ def run(argv: Sequence[str]) -> None:
 
     with program.alike_on_all_ranks():
         model = None if {"-h", "--help"} & set(argv) else _check(argv)
-        sys.argv[1:] = [*model_flags(model, argv), *_length_flags(model, argv), *argv]
+        sys.argv[1:] = [*model_flags(model, argv), *longest_context_flags(model, argv), *argv]
         program.prepare()
         args = program.parse(add_arguments, defaults=DEFAULTS)
     program.initialize()
@@ -133,13 +138,6 @@ def _check(argv: Sequence[str]) -> "HuggingFaceModel | None":
     if arguments.random_subset and arguments.num_sequences is None:
         raise InputError("--random-subset needs --num-sequences")
     return open_model(arguments, argv)
-
-
-def _length_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[str]:
-    """Megatron wants to know a length of training rows, which nothing here has; a checkpoint knows its own."""
-    if model is None or "--seq-length" in given_flags(argv):
-        return []
-    return ["--seq-length", str(model.architecture.max_positions)]
 
 
 def _end_of_document(args: argparse.Namespace, model: "HuggingFaceModel | None") -> int | None:

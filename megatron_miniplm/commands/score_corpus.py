@@ -133,6 +133,16 @@ def model_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[s
     return flags
 
 
+def longest_context_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[str]:
+    """`--seq-length`, where it is not given and no rows are cut by it: as far as a Hugging Face model goes.
+
+    A Megatron checkpoint brings its own.
+    """
+    if model is None or "--seq-length" in given_flags(argv):
+        return []
+    return ["--seq-length", str(model.architecture.max_positions)]
+
+
 def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
     """Refuse what cannot work at once, not after the seconds that importing Megatron takes."""
     parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))

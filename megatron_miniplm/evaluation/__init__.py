@@ -7,5 +7,6 @@ scaling   losses by compute -> scaling laws with intervals: `scaling_points` rea
 held_out  held-out loss, perplexity and bits a byte from finished scores; `held_out_run` makes the scores, `checkpoints`
           says of which checkpoints, `held_out_table` prints them
 harness   downstream tasks by lm_eval, on a checkpoint that all ranks hold together
+analysis  what selection did to the data: lengths, vocabulary, diversity, domains, copies
 cost      what the whole road will cost, beside other methods
 """

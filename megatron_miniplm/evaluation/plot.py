@@ -1,14 +1,15 @@
-"""Loss curves as a picture."""
+"""Loss curves as a picture, and what every picture needs."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.curves import LossCurve
 
 
-def plot_curves(curves: Mapping[str, LossCurve], path: Path) -> None:
-    """Draw mean held-out loss against tokens, with a band of one standard error where there are several seeds.
+def load_pyplot() -> Any:
+    """`matplotlib.pyplot`, drawing to files.
 
     Raises:
         InputError: matplotlib is missing.
@@ -20,6 +21,16 @@ def plot_curves(curves: Mapping[str, LossCurve], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot_curves(curves: Mapping[str, LossCurve], path: Path) -> None:
+    """Draw mean held-out loss against tokens, with a band of one standard error where there are several seeds.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 4.0), constrained_layout=True)
     for name, curve in curves.items():
         millions_E = curve.tokens_E / 1e6

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.evaluation.plot import load_pyplot
 from megatron_miniplm.evaluation.scaling import FittedScalingLaw
 from megatron_miniplm.evaluation.scaling_points import ScalingPoints
 
@@ -26,13 +26,7 @@ def plot_scaling(
     Raises:
         InputError: matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError('a picture needs matplotlib: pip install "megatron-miniplm[eval]"') from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     least = min(float(part.compute_P.min()) for part in points.values())
     most_seen = max(float(part.compute_P.max()) for part in points.values())
     most = max([most_seen, *extrapolated_to])
@@ -61,7 +55,7 @@ def plot_scaling(
     axes.set_ylabel("held-out loss (nats a token)")
     axes.grid(alpha=0.3)
     axes.legend(title=f"fit, {confidence:.0%} interval")
-    with matplotlib.rc_context({"svg.hashsalt": "miniplm"}):  # equal inputs give equal bytes
+    with pyplot.rc_context({"svg.hashsalt": "miniplm"}):  # equal inputs give equal bytes
         for path in paths:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts import atomic_output
-from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.analysis.measure import COSINE_DISTANCE, DETERMINANT_DISTANCE, Analysis
+from megatron_miniplm.evaluation.plot import load_pyplot
 from megatron_miniplm.indexed.pieces import NO_DOMAIN
 
 MOST_DOMAINS = 12
@@ -19,13 +19,7 @@ def plot_analysis(analysis: Analysis, path: Path) -> None:
     Raises:
         InputError: matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError('a picture needs matplotlib: pip install "megatron-miniplm[eval]"') from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     panels: list[Any] = [_draw_lengths, _draw_cosine, _draw_determinant]
     if any(one.origin.tokens for one in analysis.datasets.values()):
         panels.append(_draw_domains)
