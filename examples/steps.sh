@@ -19,7 +19,7 @@ train() {
         --save "$RUN/$name/checkpoint" --load "$RUN/$name/checkpoint" \
         --tensorboard-dir "$RUN/$name/tensorboard" >> "$RUN/logs/$name.log" 2>&1 \
         || { tail -n 30 "$RUN/logs/$name.log"; return 1; }
-    echo "$name: trained, $(grep -o 'lm loss value: [0-9.E+]*' "$RUN/logs/$name.log" | tail -n 1) on the held-out text"
+    echo "$name: trained, held-out: $(grep -o 'lm loss value: [0-9.E+]*' "$RUN/logs/$name.log" | tail -n ${#HELDOUT[@]} | paste -sd ' ')"
 }
 
 # score NAME <layout>: NLL and token count of every sequence of the pool, in $RUN/scores/NAME

@@ -36,7 +36,7 @@ miniplm train-tokenizer --type bpe --vocab-size "$VOCAB_SIZE" --input "$RUN/text
     --output "$RUN/tokenizer"
 for part in pool "${KINDS[@]/#/heldout_}"; do
     miniplm preprocess-data --input "$RUN/text/$part.jsonl" --output-prefix "$RUN/data/$part" \
-        "${TOKENIZER[@]}" --append-eod
+        "${TOKENIZER[@]}" --append-eod --domain-key kind
 done
 miniplm split-reference --input "$RUN/data/pool_text_document" --reference-fraction 0.35 --output "$RUN/split"
 
@@ -79,7 +79,32 @@ done
 drain
 
 say "results"
+RESULTS=$RUN/results
 # shellcheck disable=SC2086  # one word a seed
-python examples/replication/summarize.py --run "$RUN" --scale "$SCALE" --seeds $SEEDS --kinds "${KINDS[@]}" \
-    --seq-length "$seq_length" --output "$RUN/results"
-say "done"
+python examples/replication/summarize.py --run "$RUN" --seeds $SEEDS --kinds "${KINDS[@]}" --seq-length "$seq_length" \
+    --decay-tokens $((DECAY_ITERATIONS * BATCH_SIZE * seq_length)) --output "$RESULTS"
+for size in small medium large; do
+    miniplm fit-scaling-curve --points "$RESULTS/points-$size.json" --extrapolate-to "${EXTRAPOLATE[@]}" \
+        --output "$RESULTS/scaling-$size" --json "$RESULTS/scaling-$size.json" > "$RESULTS/scaling-$size.txt"
+done
+selection() { echo --data "$1" "$RUN/selections/$1"; }
+# shellcheck disable=SC2046  # a name and a directory
+miniplm analyze-data --data pool "$RUN/split/pool" $(selection refined) $(selection teacher-perplexity) \
+    $(selection reference-perplexity) --json "$RESULTS/data.json" > "$RESULTS/data.txt"
+
+# section TITLE FILE: what a tool has printed, as it is
+# shellcheck disable=SC2016  # backquotes of Markdown
+section() { printf '\n## %s\n\n```\n%s\n```\n' "$1" "$(cat "$2")"; }
+# shellcheck disable=SC2016
+{
+    printf '# Results of `examples/replication/run.sh %s`\n\n%s, %s, %s cores%s.\n' "$SCALE" "$(date +%F)" \
+        "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" \
+        "$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | sed 's/^/, /' || true)"
+    cat "$RESULTS/tables.md"
+    for size in small medium large; do
+        section "Scaling curve of the $size student" "$RESULTS/scaling-$size.txt"
+        printf '\n![scaling curve of the %s student](scaling-%s/scaling.png)\n' "$size" "$size"
+    done
+    section "What the selections are like" "$RESULTS/data.txt"
+} > "$RESULTS/README.md"
+say "done: $RESULTS/README.md"

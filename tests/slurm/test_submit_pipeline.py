@@ -21,14 +21,17 @@ from slurm_cluster import FINISHED, ClusterError, SlurmCluster
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.indexed import IndexedCorpus
 
 CONFIGURATION = REPOSITORY / "examples/quickstart/pipeline.conf"
 SUBMIT = REPOSITORY / "slurm/submit_pipeline.sh"
 SHORT = "--train-iters 12 --lr-warmup-iters 2 --lr-wsd-decay-iters 4 --eval-interval 6"
+#: `evaluate` compares the logs; this evaluates every student's last checkpoint too.
+EVALUATION = "EVALUATION_LM=(--seq-length 128 --micro-batch-size 16)\n"
 STAGES = (
     *("tokenizer", "preprocess-pool", "preprocess-heldout", "split"),
     *("train-teacher", "score-teacher", "train-reference", "score-reference", "select"),
-    *("train-conventional-1", "train-refined-1", "evaluate"),
+    *("train-conventional-1", "evaluate-conventional-1", "train-refined-1", "evaluate-refined-1", "evaluate"),
 )
 
 
@@ -130,7 +133,7 @@ def test_the_whole_road(slurm: SlurmCluster, tmp_path: Path) -> None:
             for name in ("TEACHER_TRAINING", "REFERENCE_TRAINING", "STUDENT_conventional", "STUDENT_refined")
         )
     )
-    road = pipeline(slurm, directory, f"NUM_SHARDS=3\n{short}")
+    road = pipeline(slurm, directory, f"NUM_SHARDS=3\n{EVALUATION}{short}")
     write_text(directory / "text", *([] if quickstart else ["--pool-bytes", "600000"]))
     assert not slurm.run("squeue", "--noheader")
     plan = road.submit("--dry-run")
@@ -156,6 +159,15 @@ def test_the_whole_road(slurm: SlurmCluster, tmp_path: Path) -> None:
             assert moments(directory, stage)[0] >= max(moments(directory, each)[1] for each in needed)
     assert len(re.findall("finished", road.submit())) == len(STAGES)
     assert road.jobs().keys() == queued.keys(), "what is finished is submitted again"
+
+    for student in ("conventional", "refined"):
+        (found,) = json.loads((directory / f"student-{student}-1/evaluation/lm.json").read_text())["checkpoints"]
+        (held_out,) = found["corpora"].values()
+        lengths_N = IndexedCorpus.open(directory / "data/heldout_text_document").lengths_N
+        assert held_out["num_tokens"] == (lengths_N - 1).sum()
+        # Megatron's own loss of these rows; sequences one by one have a little less context.
+        logged = losses(directory / f"student-{student}-1/tensorboard")["lm loss validation-heldout vs samples"][-1][1]
+        assert held_out["loss_nats_per_token"] == pytest.approx(logged, rel=0.02)
 
     by_hand = quickstart or make_by_hand(road, tmp_path / "by-hand")
     for part in ("tokenizer", "data", "split"):
