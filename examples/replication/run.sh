@@ -2,7 +2,7 @@
 # The paper's comparisons at a size that one machine affords: seven ways to spend a student's training, three seeds, and three
 # student sizes for the scaling curve, all on the same number of tokens with the same schedule.
 #
-#   examples/replication/run.sh cpu [OUTPUT_DIR]     about an hour on two cores; default: runs/replication-cpu
+#   examples/replication/run.sh cpu [OUTPUT_DIR]     an hour or two on two cores; default: runs/replication-cpu
 #   examples/replication/run.sh gpu [OUTPUT_DIR]     sized for half an hour of one H100
 #   SEEDS="1 2 3 4 5" examples/replication/run.sh cpu
 #
@@ -97,8 +97,8 @@ miniplm analyze-data --data pool "$RUN/split/pool" $(selection refined) $(select
 section() { printf '\n## %s\n\n```\n%s\n```\n' "$1" "$(cat "$2")"; }
 # shellcheck disable=SC2016
 {
-    printf '# Results of `examples/replication/run.sh %s`\n\n%s, %s, %s cores%s.\n' "$SCALE" "$(date +%F)" \
-        "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" \
+    printf '# Results of `examples/replication/run.sh %s`\n\n%s, %s, %s cores%s.\n\n' "$SCALE" "$(date +%F)" \
+        "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc --all)" \
         "$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | sed 's/^/, /' || true)"
     cat "$RESULTS/tables.md"
     for size in small medium large; do
