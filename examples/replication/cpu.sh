@@ -9,15 +9,8 @@ KD_MATCHED_ITERATIONS=173   # what KD affords of 500 for the same FLOPs; summari
 EXTRAPOLATE=(1e13 1e14)   # FLOPs
 
 seq_length=128
-all_models=(
-    --swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear
-    --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02
-    --seq-length "$seq_length" --max-position-embeddings "$seq_length" --micro-batch-size 16 --global-batch-size "$BATCH_SIZE"
-    --lr 3e-3 --min-lr 3e-4 --lr-warmup-iters 20 --lr-decay-style WSD --lr-wsd-decay-style linear
-    --lr-wsd-decay-iters "$DECAY_ITERATIONS" --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0
-    --full-validation --multiple-validation-sets --validation-set-names "${KINDS[@]}" --eval-iters 1 --eval-interval 60
-    --log-interval 50 --save-interval 250
-)
+LR=3e-3 MIN_LR=3e-4 WARMUP_ITERATIONS=20 EVAL_INTERVAL=60 SAVE_INTERVAL=250
+precision=()
 kd_matched=(--lr-wsd-decay-iters 35)
 teacher=(--num-layers 6 --hidden-size 192 --ffn-hidden-size 512 --num-attention-heads 6 --eval-interval 500)
 reference=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 176 --num-attention-heads 2 --eval-interval 500)

@@ -18,6 +18,18 @@ HELDOUT=("${KINDS[@]/#/"$RUN/data/heldout_"}")
 HELDOUT=("${HELDOUT[@]/%/_text_document}")
 # shellcheck source=examples/replication/cpu.sh
 source "examples/replication/$SCALE.sh"
+# How all models are trained, apart from their sizes.
+all_models=(
+    --swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear
+    --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02
+    --seq-length "$seq_length" --max-position-embeddings "$seq_length"
+    --micro-batch-size "$BATCH_SIZE" --global-batch-size "$BATCH_SIZE" "${precision[@]}"
+    --lr "$LR" --min-lr "$MIN_LR" --lr-warmup-iters "$WARMUP_ITERATIONS" --lr-decay-style WSD
+    --lr-wsd-decay-style linear --lr-wsd-decay-iters "$DECAY_ITERATIONS"
+    --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0
+    --full-validation --multiple-validation-sets --validation-set-names "${KINDS[@]}" --eval-iters 1
+    --eval-interval "$EVAL_INTERVAL" --log-interval "$EVAL_INTERVAL" --save-interval "$SAVE_INTERVAL"
+)
 # shellcheck source=examples/steps.sh
 source examples/steps.sh
 
