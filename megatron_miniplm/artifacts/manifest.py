@@ -88,6 +88,12 @@ def is_prefix(artifact: Path) -> bool:
     return bool(artifact.name) and artifact.with_name(artifact.name + ".idx").exists()
 
 
+def require_prefix(artifact: Path) -> None:
+    """Raise `InputError` where a path is no Megatron prefix."""
+    if not is_prefix(artifact):
+        raise InputError(f"{artifact}.idx does not exist: give the prefix of a .bin/.idx pair, without extension")
+
+
 def load_manifest(artifact: Path) -> Manifest:
     """Read the manifest of a directory or prefix.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
-from megatron_miniplm.artifacts.manifest import is_prefix
+from megatron_miniplm.artifacts.manifest import require_prefix
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
 
@@ -159,8 +159,7 @@ def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
 def check_prefixes(arguments: argparse.Namespace) -> None:
     """Raise `InputError` where `--miniplm-corpus` names what is no prefix."""
     for prefix in expand_prefixes(arguments.miniplm_corpus):
-        if not is_prefix(prefix):
-            raise InputError(f"{prefix}.idx does not exist: give the prefix of a .bin/.idx pair, without extension")
+        require_prefix(prefix)
 
 
 def open_model(arguments: argparse.Namespace, argv: Sequence[str]) -> "HuggingFaceModel | None":

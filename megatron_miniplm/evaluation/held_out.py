@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
-from megatron_miniplm.artifacts.manifest import is_prefix
+from megatron_miniplm.artifacts.manifest import is_prefix, require_prefix
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
@@ -122,8 +122,7 @@ def read_corpora(words: Sequence[str]) -> list[HeldOutCorpus]:
         path = named[2] if named else word
         prefixes = tuple(expand_prefixes([path]))
         for prefix in prefixes:
-            if not is_prefix(prefix):
-                raise InputError(f"{prefix}.idx does not exist: give the prefix of a .bin/.idx pair, without extension")
+            require_prefix(prefix)
         corpora.append(HeldOutCorpus(name=named[1] if named else Path(path).name, prefixes=prefixes))
     names = [corpus.name for corpus in corpora]
     if twice := sorted({name for name in names if names.count(name) > 1}):
