@@ -153,8 +153,8 @@ PATCHES: tuple[Patch, ...] = (
 
 
 def wanted() -> bool:
-    """Whether to emulate: no GPU, or `MINIPLM_DEVICE=cpu`."""
-    return os.environ.get("MINIPLM_DEVICE") == "cpu" or not torch.cuda.is_available()
+    """Whether to emulate: no GPU, or `MINIPLM_DEVICE=cpu`; once active, torch says that it sees one."""
+    return is_active() or os.environ.get("MINIPLM_DEVICE") == "cpu" or not torch.cuda.is_available()
 
 
 def is_active() -> bool:

@@ -14,6 +14,7 @@ import datasets
 import pytest
 import torch
 from megatron_runs import REPOSITORY, environment, launcher, run
+from rank_server import rank_server
 from task_files import EDGE_TASK, MAX_LENGTH, NUM_EXAMPLES, PAPER_TASKS, ROLLING_TASK, write_model, write_tasks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -192,12 +193,8 @@ def test_perplexities_are_those_of_lm_eval(one_rank: dict[str, Any], setting: Se
 def test_a_stopped_job_continues_with_two_replicas(setting: Setting, one_rank: dict[str, Any]) -> None:
     """What was finished stays as it is and is not asked again; replicas change not a bit of the rest."""
     flags = [*setting.model(), "--miniplm-tasks", *NAMES]
-    process = subprocess.Popen(
-        setting.command("stopped", *flags),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
+    process = rank_server().start(
+        setting.command("stopped", *flags), environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     for line in process.stderr:

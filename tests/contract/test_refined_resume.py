@@ -3,12 +3,12 @@
 import os
 import signal
 import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from megatron_runs import CONTEXT_TOKENS, REPOSITORY, environment, run
+from rank_server import rank_server
 from refined_runs import NUM_ITERATIONS, ScoredCorpora, logged, training_command, write_scored_corpora
 
 pytestmark = pytest.mark.slow
@@ -43,13 +43,8 @@ def samples_read(directory: Path) -> Counter[str]:
 
 def kill_after(arguments: list[str], iteration: int) -> None:
     """Run until an iteration is logged, then kill it with all its processes."""
-    with subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(),
-        start_new_session=True,
+    with rank_server().start(
+        arguments, environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
         output = []
@@ -60,7 +55,6 @@ def kill_after(arguments: list[str], iteration: int) -> None:
                 break
         else:
             raise AssertionError("".join(output)[-4000:])
-    time.sleep(0.2)
 
 
 @pytest.mark.parametrize("weighting", ["resample", "loss"])

@@ -9,8 +9,10 @@ from megatron_runs import (
     PADDED_VOCAB_SIZE,
     VOCAB_SIZE,
     TinyRun,
+    directory_bytes,
     error_lines,
     run,
+    run_real,
     score,
     score_command,
     write_corpus,
@@ -82,6 +84,16 @@ def test_layouts_agree(one_rank: ScoreStore, tiny: TinyRun, name: str) -> None:
     assert np.array_equal(scores["num_tokens"], expected["num_tokens"])
     assert largest_difference_nats(scores["nll"], expected["nll"], expected["num_tokens"]) < LAYOUT_TOLERANCE_NATS
     assert store.identity == one_rank.identity
+
+
+def test_torchrun_writes_the_same_bytes(one_rank: ScoreStore, tiny: TinyRun) -> None:
+    """The control of `rank_server`: a forked world against real processes."""
+    flags = ["--use-checkpoint-args", *LAYOUTS["tp2"][1].split()]
+    command = score_command(tiny.checkpoint, tiny.prefixes, tiny.directory / "torchrun", *flags, num_processes=2)
+    process = run_real(command)
+    assert process.returncode == 0, process.stderr[-4000:]
+    forked = score(tiny, "forked", *flags[1:], num_processes=2)
+    assert directory_bytes(forked.directory) == directory_bytes(tiny.directory / "torchrun")
 
 
 def test_replicas_write_the_same_bytes(one_rank: ScoreStore, tiny: TinyRun) -> None:

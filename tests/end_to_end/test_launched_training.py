@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from megatron_runs import (
     DATA_FLAGS,
     PADDED_VOCAB_SIZE,
     TRAINING_FLAGS,
-    environment,
     launcher,
     random_sequences,
     run,
+    run_real,
     write_corpus,
 )
 
@@ -40,6 +40,9 @@ PLAIN = [
 ASYNCHRONOUS_SAVE = ["--async-save", "--use-persistent-ckpt-worker", "--async-strategy", "mcore"]
 
 
+Run = Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
+
+
 @dataclass(frozen=True)
 class Trained:
     losses: dict[int, float]
@@ -54,8 +57,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def train(data: Path, name: str, command: Sequence[str | Path], *flags: str) -> Trained:
-    """Train four iterations and save at the second and fourth, into `data/name`."""
+def train(data: Path, name: str, command: Sequence[str | Path], *flags: str, run: Run = run) -> Trained:
+    """Train four iterations and save at the second and fourth, into `data/name`; `run_real` in real processes."""
     checkpoint = data / name
     common = [*ARCHITECTURE_FLAGS, *DATA_FLAGS, *TRAINING_FLAGS, "--eval-interval", "1000", "--train-iters", "4"]
     place = ["--data-path", str(data / "corpus"), "--data-cache-path", str(data / "cache"), "--save", str(checkpoint)]
@@ -69,7 +72,8 @@ def train(data: Path, name: str, command: Sequence[str | Path], *flags: str) -> 
 def launched(data: Path) -> Trained:
     """With everything that starts processes: a data worker, asynchronous saves."""
     command = [sys.executable, *LAUNCH, SCRIPT]
-    return train(data, "launched", command, "--num-workers", "1", "--own-flag", "given", *ASYNCHRONOUS_SAVE)
+    flags = ["--num-workers", "1", "--own-flag", "given", *ASYNCHRONOUS_SAVE]
+    return train(data, "launched", command, *flags, run=run_real)
 
 
 def test_the_script_notices_nothing(launched: Trained) -> None:
@@ -118,15 +122,13 @@ def test_a_launched_run_continues_from_its_asynchronous_checkpoint(data: Path, l
 
 def test_two_ranks_of_torchrun(data: Path, launched: Trained) -> None:
     split = [*("--tensor-model-parallel-size", "2"), *("--make-vocab-size-divisible-by", str(PADDED_VOCAB_SIZE // 2))]
-    two = train(data, "two", [*launcher(2), *LAUNCH, SCRIPT], *split)
+    two = train(data, "two", [*launcher(2), *LAUNCH, SCRIPT], *split, run=run_real)
     assert two.losses == pytest.approx(launched.losses, abs=1e-4)
     assert two.stdout.count("with these flags added") == 1
 
 
 def test_torchrun_ends_with_our_line_where_the_script_is_missing(tmp_path: Path) -> None:
-    process = subprocess.run(
-        [*launcher(2), *LAUNCH, str(tmp_path / "absent.py")], capture_output=True, text=True, env=environment()
-    )
+    process = run_real([*launcher(2), *LAUNCH, str(tmp_path / "absent.py")])
     assert process.returncode != 0
     assert f"error: {tmp_path / 'absent.py'} does not exist" in process.stderr
 

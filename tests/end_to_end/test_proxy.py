@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from megatron_runs import DATA_FLAGS, REPOSITORY, VOCAB_SIZE, TinyRun, environment, launcher, run, write_corpus
+from rank_server import rank_server
 from score_stores import write_scores
 
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
@@ -127,19 +128,14 @@ def test_the_selection_takes_predictions(
 
 
 def test_a_killed_fit_continues_to_the_same_predictions(predicted: ScoreStore, tiny: TinyRun, sampled: Sampled) -> None:
-    process = subprocess.Popen(
-        fit_command(tiny, sampled, "disturbed"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    lines = iter(process.stdout.readline, "")
-    assert any(line.startswith("step 30 of") for line in lines), "the fit ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    command = fit_command(tiny, sampled, "disturbed")
+    with rank_server().start(
+        command, environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        assert any(line.startswith("step 30 of") for line in lines), "the fit ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
     tracker = sampled.directory / "disturbed.checkpoint" / "latest_checkpointed_iteration.txt"
     assert tracker.read_text() == "20"
     store = fit(tiny, sampled, "disturbed")

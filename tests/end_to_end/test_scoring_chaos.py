@@ -24,8 +24,6 @@ pytestmark = pytest.mark.slow
 
 NUM_SEQUENCES, SEQUENCE_TOKENS, BLOCK_SEQUENCES = 7200, 100, 40  # some 25 seconds of work in 180 blocks
 LAYOUT_TOLERANCE_NATS = 1e-5  # a token; float32 sums in another order
-#: A launcher takes so much longer to bring a rank to its first block than plain `python` does.
-LAUNCHER_SECONDS = 2.5
 MOST_BLOCKS_BEFORE_A_KILL = 3
 #: Some two blocks' work: a kill must not always fall into the moment after a publication.
 MOST_SECONDS_BEFORE_A_KILL = 0.4
@@ -93,7 +91,6 @@ class Scene:
         for world, victim in zip(ROUNDS[name], rng.sample(VICTIMS, len(VICTIMS)), strict=True):
             with ExitStack() as stack:
                 jobs = [(stack.enter_context(self.start(directory, world)), victim)]
-                time.sleep(LAUNCHER_SECONDS)
                 jobs.append((stack.enter_context(self.start(directory, "one")), "job"))
                 for job, its_victim in rng.sample(jobs, 2):
                     job.wait_for_blocks(rng.randint(1, MOST_BLOCKS_BEFORE_A_KILL))

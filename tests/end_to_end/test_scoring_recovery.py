@@ -101,9 +101,9 @@ def test_a_signal_before_the_first_block(
 def test_a_signal_to_two_ranks(
     tiny: TinyRun, corpus: IndexedCorpus, tmp_path: Path, send: Callable[[Job], None], survives: bool
 ) -> None:
-    """`survives`: torchrun's own process, whose store the ranks talk through."""
+    """A real torchrun, which gets the signals; `survives`: its own process, whose store the ranks talk through."""
     scores = tmp_path / "scores"
-    with Job(command(tiny, corpus, scores, num_processes=2), scores, 2) as job:
+    with Job(command(tiny, corpus, scores, num_processes=2), scores, 2, by_torchrun=True) as job:
         job.wait_for_blocks(2)
         before = block_times(scores)
         send(job)

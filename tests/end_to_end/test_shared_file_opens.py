@@ -5,17 +5,25 @@ corpus, the checkpoint or the store. Libraries are not counted; they come from a
 """
 
 import json
-import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from megatron_runs import TinyRun, environment, random_sequences, score_command, write_corpus
+from megatron_runs import (
+    SCORE_CORPUS,
+    TIMEOUT_SECONDS,
+    TinyRun,
+    environment,
+    random_sequences,
+    score_command,
+    write_corpus,
+)
+from rank_server import run_forked
 
 pytestmark = pytest.mark.slow
 
 HOOK = """
-import atexit, json, os, sys
+import atexit, json, os, runpy, sys
 roots, counts = tuple(os.environ["COUNTED_ROOTS"].split(":")), {}
 def hook(event, arguments):
     if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], (str, bytes, os.PathLike)):
@@ -27,23 +35,25 @@ def write():
         json.dump(counts, stream)
 sys.addaudithook(hook)
 atexit.register(write)
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 NUM_BLOCKS = 24
 
 
 def touched(tiny: TinyRun, directory: Path, num_ranks: int) -> list[Counter[str]]:
     """What each rank of a scoring job touches, by kind of file."""
-    (directory / "hook").mkdir(parents=True)
-    (directory / "hook/sitecustomize.py").write_text(HOOK)
+    directory.mkdir()
     corpus = write_corpus(directory / "corpus", random_sequences([60] * (NUM_BLOCKS * 10)))
     flags = ["--use-checkpoint-args", "--miniplm-block-sequences", "10"]
     command = score_command(tiny.checkpoint, [corpus.prefix], directory / "scores", *flags, num_processes=num_ranks)
+    program = command.index(str(SCORE_CORPUS))
+    command[program:program] = ["-c", HOOK]
     variables = {
         "COUNTED_ROOTS": f"{tiny.checkpoint}:{directory}/corpus:{directory}/scores",
         "COUNTS": f"{directory}/counts",
-        "PYTHONPATH": f"{directory}/hook",
     }
-    done = subprocess.run(command, env=environment() | variables, capture_output=True, text=True)
+    done = run_forked(command, environment() | variables, TIMEOUT_SECONDS)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = ["alone"] if num_ranks == 1 else range(num_ranks)
     return [by_kind(json.loads((directory / f"counts.{rank}.json").read_text()), tiny, directory) for rank in ranks]

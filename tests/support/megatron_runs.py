@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rank_server import run_forked
 
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
@@ -184,6 +185,12 @@ def environment() -> dict[str, str]:
 
 
 def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program behind `launcher` in forked ranks, see `rank_server`."""
+    return run_forked(command, environment(), TIMEOUT_SECONDS)
+
+
+def run_real(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The same in processes of their own; each caller stands in `rank_server.REAL_STARTS`."""
     return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=TIMEOUT_SECONDS)
 
 

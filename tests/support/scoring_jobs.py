@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from megatron_runs import TIMEOUT_SECONDS, environment
+from rank_server import ForkedProcess, rank_server
 
 from megatron_miniplm.artifacts.heartbeats import ALIVE_SUFFIX, CLAIMS
 from megatron_miniplm.artifacts.owners import Owner
@@ -33,16 +34,35 @@ def litter(directory: Path) -> list[str]:
 class Job:
     """One scoring command, running; a context manager that leaves no process behind.
 
-    torchrun gives every rank a session of its own, so that a job is its launcher and what that has started.
+    Every rank has a session of its own, so that a job is its launcher and what that has started. Launcher and ranks are
+    forked (see `rank_server`) unless torchrun itself is what is tested.
     """
 
-    def __init__(self, command: Sequence[str], directory: Path, num_ranks: int = 1) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        directory: Path,
+        num_ranks: int = 1,
+        *,
+        by_torchrun: bool = False,
+        largest_file_bytes: int | None = None,
+    ) -> None:
         self.directory = directory
         self._num_ranks = num_ranks
         self._stderr = TemporaryFile("w+")  # noqa: SIM115 - closed with the job
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=self._stderr, env=environment(), start_new_session=True
-        )
+        self._process: subprocess.Popen[bytes] | ForkedProcess
+        if by_torchrun:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=self._stderr, env=environment(), start_new_session=True
+            )
+        else:
+            self._process = rank_server().start(
+                command,
+                environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                largest_file_bytes=largest_file_bytes,
+            )
         self._ranks: list[int] = []
 
     @property
@@ -78,6 +98,12 @@ class Job:
         for pid in [self._process.pid, *ranks] if rank is None else [ranks[rank]]:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    @property
+    def first_failure(self) -> int | None:
+        """Exit code of the first rank that failed; of a forked job that has ended."""
+        assert isinstance(self._process, ForkedProcess)
+        return self._process.first_failure
 
     def send_to_launcher(self, number: signal.Signals) -> None:
         assert len(self.ranks) == self._num_ranks  # known from now on, whatever becomes of the launcher

@@ -1,12 +1,11 @@
 """The student program's own parts, in one process of real Megatron."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from megatron_runs import ARCHITECTURE_FLAGS, DATA_FLAGS, TRAINING_FLAGS, environment, error_lines, run
+from megatron_runs import ARCHITECTURE_FLAGS, DATA_FLAGS, TRAINING_FLAGS, error_lines, run
 
 FLAGS = [*ARCHITECTURE_FLAGS, *DATA_FLAGS, *TRAINING_FLAGS, "--train-iters", "2"]
 
@@ -40,7 +39,7 @@ print("RESULT", json.dumps({
 @pytest.fixture(scope="module")
 def result() -> dict:
     flags = [*FLAGS, "--data-path", "3", "a", "1", "b", "--data-cache-path", "cache", "--seed", "77", "--eod-mask-loss"]
-    process = subprocess.run([sys.executable, "-c", SCRIPT, *flags], capture_output=True, text=True, env=environment())
+    process = run([sys.executable, "-c", SCRIPT, *flags])
     assert process.returncode == 0, process.stderr[-4000:]
     (line,) = (line for line in process.stdout.splitlines() if line.startswith("RESULT "))
     return json.loads(line.removeprefix("RESULT "))
