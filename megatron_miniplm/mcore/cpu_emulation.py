@@ -11,6 +11,7 @@ Known limits, all upstream: no sequence parallelism (torch norms refuse it), no 
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -104,6 +105,19 @@ def _data_loader_iter(original: Callable[..., Any]) -> Callable[..., Any]:
     return iterate
 
 
+def _preload_copies(original: Callable[..., Any]) -> Any:
+    """On a GPU `tensor.to("cpu")` copies. Here it returns the parameter itself, which training goes on to change."""
+
+    @functools.wraps(original)  # sent to the saving process, by its name
+    def preload_tensors(write_buckets: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        return [
+            (file, key, (data, [(item, tensor.clone()) for item, tensor in tensors]))
+            for file, key, (data, tensors) in original(write_buckets, *args, **kwargs)
+        ]
+
+    return staticmethod(preload_tensors)
+
+
 def _constant(value: Any) -> Callable[[Any], Any]:
     return lambda original: value
 
@@ -142,6 +156,12 @@ PATCHES: tuple[Patch, ...] = (
         "torch.utils.data:DataLoader.__init__",
         _data_loader_init,
         "training/datasets/data_samplers.py:109: pinned memory needs CUDA",
+    ),
+    Patch(
+        "megatron.core.dist_checkpointing.strategies.filesystem_async:FileSystemWriterAsync.preload_tensors",
+        _preload_copies,
+        "core/dist_checkpointing/strategies/filesystem_async.py:243: an asynchronous save must not see later steps",
+        parameters=("write_buckets",),
     ),
     Patch("torch.utils.data:DataLoader.__iter__", _data_loader_iter, "dropout after a resume, see _data_loader_iter"),
     Patch(

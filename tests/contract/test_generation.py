@@ -247,8 +247,9 @@ def test_frequencies_are_the_models(
 def test_killed_then_stopped_then_finished(directory: Path, model_of: Callable[[str], PreTrainedModel]) -> None:
     model_of("llama")
     rng = np.random.default_rng(5)
-    source = write_corpus(directory / "long", [rng.integers(0, VOCAB_SIZE, 20) for _ in range(400)]).prefix
-    flags = ["--miniplm-corpus", str(source), "--max-new-tokens", "60", "--eod-token-id", "-1"]
+    num_blocks = 16  # of 10 sequences
+    source = write_corpus(directory / "long", [rng.integers(0, VOCAB_SIZE, 20) for _ in range(10 * num_blocks)]).prefix
+    flags = ["--miniplm-corpus", str(source), "--max-new-tokens", "40", "--eod-token-id", "-1"]
     disturbed, undisturbed = (
         command(directory, f"recovery/{name}/out", *flags) for name in ("disturbed", "undisturbed")
     )
@@ -266,7 +267,7 @@ def test_killed_then_stopped_then_finished(directory: Path, model_of: Callable[[
             assert job.wait() == exit_code, job.stderr[-3000:]
         survived.append(times())
         assert survived[-2].items() <= survived[-1].items(), "a finished block was written again"
-        assert len(survived[-2]) < len(survived[-1]) < 40
+        assert len(survived[-2]) < len(survived[-1]) < num_blocks
     assert not parts.with_suffix(".bin").exists()
 
     damaged = parts / min(survived[-1])

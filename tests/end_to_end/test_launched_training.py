@@ -104,7 +104,7 @@ def test_two_lines_in_a_script_do_the_same(data: Path, launched: Trained) -> Non
     script = data / "with_two_lines.py"
     lines = "from megatron_miniplm.training.plugin import plug_in\n\nplug_in()\n"
     script.write_text(lines + SCRIPT.read_text())
-    plugged_in = train(data, "plugged_in", [sys.executable, script], *ASYNCHRONOUS_SAVE)
+    plugged_in = train(data, "plugged_in", [sys.executable, script], *ASYNCHRONOUS_SAVE, run=run_real)
     assert plugged_in.losses == launched.losses
     assert plugged_in.stdout.count("with these flags added") == 1
     assert re.search(r"miniplm_selection \.+ None", plugged_in.stdout)

@@ -14,6 +14,7 @@ from megatron_miniplm.indexed import IndexedCorpus
 pytestmark = pytest.mark.slow
 
 NUM_SEQUENCES = 6000  # of 100 tokens: some 10 seconds of work in 120 blocks
+FEWER_SEQUENCES = 3000
 STOPPED = "error: told to stop; all finished blocks are kept, the same command continues"
 #: A rank ends its pass first, and torchrun gives ranks that do not stop 30 seconds.
 STOP_SECONDS = 20
@@ -41,7 +42,8 @@ def interrupt(command: list[str], directory: Path, number: signal.Signals) -> tu
         return job.wait(), job.stderr
 
 
-def test_killed_then_stopped_then_finished(tiny: TinyRun, corpus: IndexedCorpus, tmp_path: Path) -> None:
+def test_killed_then_stopped_then_finished(tiny: TinyRun, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_sequences([100] * FEWER_SEQUENCES))
     undisturbed, disturbed = corpus.prefix.with_name("undisturbed"), corpus.prefix.with_name("disturbed")
     exit_code, _ = interrupt(command(tiny, corpus, disturbed), disturbed, signal.SIGKILL)
     assert exit_code == -signal.SIGKILL

@@ -31,6 +31,12 @@ with torch.cuda.stream(torch.cuda.Stream()):
     torch.cuda.current_stream().wait_stream(torch.cuda.Stream())
 torch.cuda.synchronize()
 
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+parameter = torch.zeros(2)
+((_, _, (_, [(_, saved)])),) = FileSystemWriterAsync.preload_tensors([("file", "key", ([], [("item", parameter)]))])
+parameter += 1
+assert saved.tolist() == [0, 0], "an asynchronous save writes what was there when it began"
+
 torch.manual_seed(5)
 state = torch.cuda.get_rng_state()
 drawn = torch.rand(4)

@@ -19,6 +19,7 @@ import atexit
 import ctypes
 import importlib.util
 import json
+import logging
 import os
 import random
 import resource
@@ -176,7 +177,11 @@ class RankServer:
             "TOKENIZERS_PARALLELISM": "false",
         }
         self._process = subprocess.Popen(
-            [sys.executable, __file__, self._path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, __file__, self._path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # Ctrl-C and `timeout` reach the tests; the server then finds that they have ended
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n", "the rank server did not start"
@@ -457,6 +462,8 @@ def _become(request: Request, environment: dict[str, str], descriptors: Sequence
     is_script = len(request.program) == 1
     own = os.path.dirname(os.path.abspath(request.program[0])) if is_script else request.working_directory
     sys.path[:1] = [own, *added]
+    logging.root.handlers.clear()  # some library has configured it: programs do so before they import any
+    logging.root.setLevel(logging.WARNING)
     random.seed()
     np.random.seed()
     tempfile.tempdir = None
