@@ -8,7 +8,11 @@ BIN := $(VENV)/bin
 MEGATRON ?= 0.18.2 installed
 READY := $(VENV)/.ready
 
-.PHONY: install slurm quickstart test test-fast contract lint clean
+# A whole run fails if it outgrows this budget of CPU seconds (CONTRIBUTING.md). Processes that run parts of the suite side
+# by side need a budget file each.
+COSTS := tests/costs.tsv
+
+.PHONY: install slurm quickstart test test-costs test-fast unit contract end-to-end slurm-tests lint clean
 
 install: $(READY)
 
@@ -35,11 +39,23 @@ slurm:  ## what tests/slurm and the lint of shell scripts need; without it they 
 quickstart: $(READY)  ## the whole road on this machine, about eight minutes on two cores
 	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/run.sh
 
-test: $(READY) lint  ## everything, slow tests included
-	$(BIN)/python -m pytest
+test: $(READY) lint  ## everything, slow tests included, within the budget of costs
+	$(BIN)/python -m pytest --costs $(COSTS)
 
-test-fast: $(READY)  ## without the tests that take more than ten seconds
-	$(BIN)/python -m pytest -m "not slow"
+test-costs: $(READY)  ## everything, and write the budget of costs anew
+	$(BIN)/python -m pytest --write-costs $(COSTS)
+
+test-fast: $(READY)  ## without the tests that take more than ten seconds; under three minutes on two cores
+	$(BIN)/python -m pytest -m "not slow" --slowest 20
+
+unit: $(READY)  ## everything that starts neither a whole job nor a cluster, slow tests included
+	$(BIN)/python -m pytest --ignore tests/contract --ignore tests/end_to_end --ignore tests/slurm --slowest 20
+
+end-to-end: $(READY)
+	$(BIN)/python -m pytest tests/end_to_end --slowest 20
+
+slurm-tests: $(READY)  ## on a real cluster on this machine; `make slurm` installs what it needs
+	$(BIN)/python -m pytest tests/slurm --slowest 20
 
 LAUNCH_TESTS := tests/test_launch.py tests/end_to_end/test_launched_training.py
 # Our own programs need 0.18; scripts of the user's and views of a corpus work with 0.17 too.
