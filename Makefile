@@ -12,7 +12,8 @@ READY := $(VENV)/.ready
 # by side need a budget file each.
 COSTS := tests/costs.tsv
 
-.PHONY: install slurm quickstart test test-costs test-fast unit contract end-to-end slurm-tests lint clean
+.PHONY: install slurm quickstart test test-costs test-fast unit contract end-to-end slurm-tests clean \
+	lint lint-check lint-format lint-types lint-shell
 
 install: $(READY)
 
@@ -45,8 +46,8 @@ test: $(READY) lint  ## everything, slow tests included, within the budget of co
 test-costs: $(READY)  ## everything, and write the budget of costs anew
 	$(BIN)/python -m pytest --write-costs $(COSTS)
 
-test-fast: $(READY)  ## without the tests that take more than ten seconds; under three minutes on two cores
-	$(BIN)/python -m pytest -m "not slow" --slowest 20
+test-fast: $(READY)  ## no slow tests and no SLURM; under three minutes on two idle cores
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/slurm --slowest 20
 
 unit: $(READY)  ## everything that starts neither a whole job nor a cluster, slow tests included
 	$(BIN)/python -m pytest --ignore tests/contract --ignore tests/end_to_end --ignore tests/slurm --slowest 20
@@ -81,10 +82,18 @@ build/megatron-%/.ready: $(READY)
 
 SHELL_SCRIPTS = $(wildcard .ci/run examples/*.sh examples/*/*.sh examples/*/*.conf docs/*.conf slurm/*.sh slurm/*.sbatch)
 
-lint: $(READY)
+lint: lint-check lint-format lint-types lint-shell
+
+lint-check: $(READY)
 	$(BIN)/ruff check .
+
+lint-format: $(READY)
 	$(BIN)/ruff format --check .
+
+lint-types: $(READY)
 	$(BIN)/mypy
+
+lint-shell:
 	@if command -v shellcheck > /dev/null; then \
 		echo "shellcheck $(SHELL_SCRIPTS)"; shellcheck --external-sources --source-path=SCRIPTDIR $(SHELL_SCRIPTS); \
 	else \
