@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # by side need a budget file each.
 COSTS := tests/costs.tsv
 
-.PHONY: install slurm quickstart test test-costs test-fast unit contract end-to-end slurm-tests clean \
+.PHONY: install slurm slurm-facts quickstart test test-costs test-fast unit contract end-to-end slurm-tests clean \
 	lint lint-check lint-format lint-types lint-shell
 
 install: $(READY)
@@ -36,6 +36,10 @@ slurm:  ## what tests/slurm and the lint of shell scripts need; without it they 
 	else \
 		echo "not installed:$$(missing). An administrator can do that: $(INSTALL_SLURM)" >&2; exit 1; \
 	fi
+
+slurm-facts: $(READY)  ## facts about SLURM itself; a test asks for it when the installed version of SLURM is new
+	MINIPLM_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm -m slurm_facts
+	$(BIN)/python tests/support/slurm_facts.py
 
 quickstart: $(READY)  ## the whole road on this machine, about eight minutes on two cores
 	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/run.sh
