@@ -50,9 +50,7 @@ def complaints(program: str, words: Sequence[str]) -> list[str]:
 
 
 def _add_megatron_arguments(parser: argparse.ArgumentParser) -> None:
-    from megatron_miniplm.mcore import program
-
-    program.prepare()
+    # Without `program.prepare`, which would change this process for the tests that follow.
     from megatron.training.arguments import add_megatron_arguments
 
     add_megatron_arguments(parser)
