@@ -1,14 +1,16 @@
 """`pytest tests/<package>` works by itself: no test imports from a folder that only other tests put on the path."""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
-
-import pytest
 
 TESTS = Path(__file__).parent
 SUPPORT = TESTS / "support"
+FILES = sorted(TESTS.rglob("*.py"))
 #: Folders of modules that tests import by their bare name, as pytest puts the folder of a test file on the path.
-FOLDERS_OF = {path.stem: {other.parent for other in TESTS.rglob(f"{path.stem}.py")} for path in TESTS.rglob("*.py")}
+FOLDERS_OF: dict[str, set[Path]] = defaultdict(set)
+for file in FILES:
+    FOLDERS_OF[file.stem].add(file.parent)
 
 
 def bare_imports(source: str) -> set[str]:
@@ -26,9 +28,9 @@ def imports_from_elsewhere(path: Path, source: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.relative_to(TESTS).as_posix())
-def test_a_test_imports_from_its_own_folder_and_from_support_only(path: Path) -> None:
-    assert imports_from_elsewhere(path, path.read_text(encoding="utf-8")) == set()
+def test_tests_import_from_their_own_folder_and_from_support_only() -> None:
+    found = {path: imports_from_elsewhere(path, path.read_text(encoding="utf-8")) for path in FILES}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_an_import_from_another_folder_is_found() -> None:
