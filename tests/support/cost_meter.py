@@ -88,7 +88,8 @@ def stop_meter(meter: CostMeter) -> None:
 def add_cpu_seconds(seconds: float) -> None:
     """Book CPU seconds of a process that is not our child under the test or fixture that runs now.
 
-    Does nothing where no meter is active, so support code may call it from anywhere.
+    Not for a child that this process waits for later: its seconds, and those of its own children, are booked then. Does
+    nothing where no meter is active, so support code may call it from anywhere.
     """
     if _active:
         _active[-1].add_cpu_seconds(seconds)
