@@ -11,8 +11,9 @@ from megatron_miniplm.cli import COMMANDS
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = pages(REPOSITORY)
-#: Flags of sbatch and srun that pages mention.
+#: Flags of sbatch and srun, and of pytest, that pages mention.
 SLURM_FLAGS = frozenset({"--array", "--gpus-per-node", "--nodes", "--ntasks-per-node", "--requeue", "--signal"})
+PYTEST_FLAGS = frozenset({"--costs", "--write-costs", "--slowest", "--lf"})
 
 
 def text_of(page: str) -> str:
@@ -40,7 +41,7 @@ def test_flags_that_are_named_in_running_text_exist(page: str) -> None:
     known = {flag for program in programs for flag in parser_of(program)._option_string_actions}
     benchmarks = " ".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "benchmarks").glob("*.py"))
     known.update(re.findall(r'"(--[a-z-]+)"', benchmarks))
-    assert prose_flags(text_of(page)) - SLURM_FLAGS - known == set()
+    assert prose_flags(text_of(page)) - SLURM_FLAGS - PYTEST_FLAGS - known == set()
 
 
 def fenced(shell: str) -> str:
