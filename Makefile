@@ -8,12 +8,7 @@ BIN := $(VENV)/bin
 MEGATRON ?= 0.18.2 installed
 READY := $(VENV)/.ready
 
-# A whole run fails if it outgrows this budget of CPU seconds (CONTRIBUTING.md). Processes that run parts of the suite side
-# by side need a budget file each.
-COSTS := tests/costs.tsv
-
-.PHONY: install slurm slurm-facts quickstart test test-costs test-fast unit contract end-to-end slurm-tests clean \
-	lint lint-check lint-format lint-types lint-shell
+.PHONY: install slurm slurm-facts quickstart test test-fast contract lint clean
 
 install: $(READY)
 
@@ -43,6 +38,12 @@ slurm-facts: $(READY)  ## facts about SLURM itself; a test asks for it when the 
 
 quickstart: $(READY)  ## the whole road on this machine, about eight minutes on two cores
 	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/run.sh
+
+# A whole run fails if it outgrows this budget of CPU seconds (CONTRIBUTING.md). Processes that run parts of the suite side
+# by side need a budget file each.
+COSTS := tests/costs.tsv
+
+.PHONY: test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
 
 test: $(READY) lint  ## everything, slow tests included, within the budget of costs
 	$(BIN)/python -m pytest --costs $(COSTS)
