@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 MEGATRON ?= 0.18.2 installed
 READY := $(VENV)/.ready
 
-.PHONY: install slurm quickstart test test-fast contract lint clean
+.PHONY: install slurm slurm-facts quickstart test test-fast contract lint clean
 
 install: $(READY)
 
@@ -32,14 +32,36 @@ slurm:  ## what tests/slurm and the lint of shell scripts need; without it they 
 		echo "not installed:$$(missing). An administrator can do that: $(INSTALL_SLURM)" >&2; exit 1; \
 	fi
 
+slurm-facts: $(READY)  ## facts about SLURM itself; a test asks for it when the installed version of SLURM is new
+	MINIPLM_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm -m slurm_facts
+	$(BIN)/python tests/support/slurm_facts.py
+
 quickstart: $(READY)  ## the whole road on this machine, about eight minutes on two cores
 	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/run.sh
 
-test: $(READY) lint  ## everything, slow tests included
-	$(BIN)/python -m pytest
+# A whole run fails if it outgrows this budget of CPU seconds (CONTRIBUTING.md). Processes that run parts of the suite side
+# by side need a budget file each.
+COSTS := tests/costs.tsv
 
-test-fast: $(READY)  ## without the tests that take more than ten seconds
-	$(BIN)/python -m pytest -m "not slow"
+.PHONY: test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
+
+test: $(READY) lint  ## everything, slow tests included, within the budget of costs
+	$(BIN)/python -m pytest --costs $(COSTS)
+
+test-costs: $(READY)  ## everything, and write the budget of costs anew
+	$(BIN)/python -m pytest --write-costs $(COSTS)
+
+test-fast: $(READY)  ## no slow tests and no SLURM; under three minutes on two idle cores
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/slurm --slowest 20
+
+unit: $(READY)  ## everything that starts neither a whole job nor a cluster, slow tests included
+	$(BIN)/python -m pytest --ignore tests/contract --ignore tests/end_to_end --ignore tests/slurm --slowest 20
+
+end-to-end: $(READY)
+	$(BIN)/python -m pytest tests/end_to_end --slowest 20
+
+slurm-tests: $(READY)  ## on a real cluster on this machine; `make slurm` installs what it needs
+	$(BIN)/python -m pytest tests/slurm --slowest 20
 
 LAUNCH_TESTS := tests/test_launch.py tests/end_to_end/test_launched_training.py
 # Our own programs need 0.18; scripts of the user's and views of a corpus work with 0.17 too.
@@ -65,10 +87,18 @@ build/megatron-%/.ready: $(READY)
 
 SHELL_SCRIPTS = $(wildcard .ci/run examples/*.sh examples/*/*.sh examples/*/*.conf docs/*.conf slurm/*.sh slurm/*.sbatch)
 
-lint: $(READY)
+lint: lint-check lint-format lint-types lint-shell
+
+lint-check: $(READY)
 	$(BIN)/ruff check .
+
+lint-format: $(READY)
 	$(BIN)/ruff format --check .
+
+lint-types: $(READY)
 	$(BIN)/mypy
+
+lint-shell:
 	@if command -v shellcheck > /dev/null; then \
 		echo "shellcheck $(SHELL_SCRIPTS)"; shellcheck --external-sources --source-path=SCRIPTDIR $(SHELL_SCRIPTS); \
 	else \

@@ -9,6 +9,8 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from megatron_runs import TinyRun, train_tiny_checkpoint
 
+pytest_plugins = ("cost_plugin",)
+
 # A time limit for each example would fail on a machine that does something else as well.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")

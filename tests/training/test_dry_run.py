@@ -77,6 +77,7 @@ def test_the_table_says_what_training_would_do(corpora: Path) -> None:
     assert not list(corpora.rglob("latest_checkpointed_iteration.txt"))
 
 
+@pytest.mark.slow
 def test_a_selection_counts_what_it_keeps(corpora: Path) -> None:
     corpus = write_corpus(corpora / "pool", random_sequences([20] * 40))
     teacher = write_scores(corpora / "teacher", [corpus], np.zeros(40))
@@ -96,6 +97,7 @@ def test_several_processes_are_refused(corpora: Path) -> None:
     assert "--miniplm-dry-run on 2 processes: start it with plain python" in line
 
 
+@pytest.mark.slow
 def test_data_that_is_refused_leaves_the_rest_of_the_table(corpora: Path) -> None:
     code, table, stderr = dry_run(corpora, "--data-path", str(corpora / "missing"))
     assert code == 2

@@ -67,6 +67,7 @@ def test_the_loss_is_the_sum_over_unmasked_tokens(result: dict) -> None:
     assert not result["requires_grad"]
 
 
+@pytest.mark.slow
 def test_flags_of_megatrons_own_program_are_refused() -> None:
     """Before anything is read: none of the paths exist."""
     process = run([sys.executable, "-m", "megatron_miniplm.pretrain_gpt", *FLAGS, "--data-path", "none", "--fim-data"])
@@ -84,6 +85,7 @@ def test_flags_that_megatron_refuses_are_one_line() -> None:
     assert line.startswith("error: Megatron refuses these flags: ")
 
 
+@pytest.mark.slow
 def test_data_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     flags = [*FLAGS, "--data-path", str(tmp_path / "none")]
     process = run([sys.executable, "-m", "megatron_miniplm.pretrain_gpt", *flags])
