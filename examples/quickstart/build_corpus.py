@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="directory that gets pool.jsonl and heldout.jsonl")
     parser.add_argument("--heldout-kinds", nargs="+", choices=SHARES, help="write heldout_KIND.jsonl of each instead")
-    parser.add_argument("--pool-bytes", type=int, default=7_500_000)
+    parser.add_argument("--pool-bytes", type=int, default=5_000_000)
     parser.add_argument("--heldout-bytes", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1234)
     arguments = parser.parse_args()

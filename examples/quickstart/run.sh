@@ -36,9 +36,10 @@ say "split: one part trains teacher and reference, the other is the pool that th
 miniplm split-reference --input "$RUN/data/pool_text_document" --reference-fraction 0.35 --output "$RUN/split"
 
 # ---------------------------------------------------------------- training, with Megatron's own loop
+# Megatron evaluates after the last step; --eval-interval there would do it twice.
 say "teacher and reference model (logs in $RUN/logs)"
-train teacher 450 1 "$RUN/split/reference/data_args.txt" "${teacher[@]}" --eval-interval 450 &
-train reference 300 1 "$RUN/split/reference/data_args.txt" "${reference[@]}" --eval-interval 300 &
+train teacher 320 1 "$RUN/split/reference/data_args.txt" "${teacher[@]}" &
+train reference 240 1 "$RUN/split/reference/data_args.txt" "${reference[@]}" &
 both
 
 # ---------------------------------------------------------------- scores
@@ -56,8 +57,8 @@ miniplm report "$RUN/refined" --output "$RUN/refined/report"
 # ---------------------------------------------------------------- students
 say "students: same model, seed, schedule and number of tokens"
 for seed in $SEEDS; do
-    train "student-refined-$seed" 450 "$seed" "$RUN/refined/data_args.txt" "${student[@]}" --eval-interval 90 &
-    train "student-conventional-$seed" 450 "$seed" "$RUN/split/pool/data_args.txt" "${student[@]}" --eval-interval 90 &
+    train "student-refined-$seed" 320 "$seed" "$RUN/refined/data_args.txt" "${student[@]}" --eval-interval 90 &
+    train "student-conventional-$seed" 320 "$seed" "$RUN/split/pool/data_args.txt" "${student[@]}" --eval-interval 90 &
     both
 done
 

@@ -10,12 +10,15 @@ before. Line numbers are those of megatron-core 0.19.2.
 """
 
 import argparse
+import contextlib
 import importlib
 import multiprocessing
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import wraps
 from multiprocessing import resource_tracker
+from types import ModuleType
 from typing import Any
 
 from megatron_miniplm.errors import STOP_SIGNALS
@@ -113,18 +116,35 @@ def _train_step(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _write_results_queue(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Its process inherits the mask: SLURM tells every process of a step to stop, and ranks need this one to save."""
+    """Start its process so that stop signals and the script's imports do not reach it.
+
+    The process inherits the signal mask: SLURM tells every process of a step to stop, and ranks need this one to save.
+    It also imports the main module again, which for a training script is all of torch and Megatron, although it only
+    serves a queue.
+    """
 
     @wraps(original)
     def get_write_results_queue(*args: Any, **named: Any) -> Any:
         resource_tracker.ensure_running()  # its start, otherwise during that of the process, would clear the mask
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            return original(*args, **named)
+            with _without_main_module():
+                return original(*args, **named)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     return get_write_results_queue
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Let processes be spawned that do not import `__main__`: `multiprocessing.spawn.get_preparation_data` names it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _of_training(module: str) -> Any:

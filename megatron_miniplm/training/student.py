@@ -23,6 +23,7 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore import program
 from megatron_miniplm.mcore.batches import is_data_needed, next_batch
 from megatron_miniplm.mcore.models import model_provider
+from megatron_miniplm.training.validation import validate_in_micro_batches
 
 LossReport = dict[str, torch.Tensor]
 
@@ -56,6 +57,7 @@ def main() -> None:
         from megatron_miniplm.training.teacher import checked_teacher
 
         checked_teacher(args)  # before the minutes that data and model take
+    validate_in_micro_batches(args)
     program.ensure_rendezvous()
     train, store = inprocess_restart.maybe_wrap_for_inprocess_restart(pretrain)
     train_valid_test_datasets_provider.is_distributed = True  # type: ignore[attr-defined]

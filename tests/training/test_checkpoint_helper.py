@@ -1,12 +1,18 @@
-"""SLURM sends SIGTERM to every process of a step; the one that Megatron keeps for saving must outlive it."""
+"""The process that Megatron starts at the first save, for a queue of results.
+
+SLURM sends SIGTERM to every process of a step, which this one must outlive. It must not run the training script again.
+"""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 PROGRAM = """
 import os, signal, sys
+with open(__file__ + ".imports", "a") as imports:
+    print(__name__, file=imports)
 if __name__ == "__main__":
     sys.argv = ["pretrain_gpt.py"]
     if {with_plugin}:
@@ -28,7 +34,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("with_plugin", [True, False])
-def test_the_helper_outlives_sigterm(tmp_path: object, with_plugin: bool) -> None:
+def test_the_helper_outlives_sigterm(tmp_path: Path, with_plugin: bool) -> None:
     path = f"{tmp_path}/program.py"
     with open(path, "w") as stream:
         stream.write(PROGRAM.format(with_plugin=with_plugin))
@@ -37,5 +43,6 @@ def test_the_helper_outlives_sigterm(tmp_path: object, with_plugin: bool) -> Non
         num_helpers, word, num_received = done.stdout.split()[-3:]
         assert (word, num_received) == ("saved", "1"), "the rank itself is still told"
         assert int(num_helpers) >= 1
+        assert Path(f"{path}.imports").read_text().split() == ["__main__"], "the helper ran the script again"
     else:
         assert done.returncode != 0, "Megatron's own helper outlives it by now: the patch can go"
