@@ -39,17 +39,24 @@ slurm-facts: $(READY)  ## facts about SLURM itself; a test asks for it when the 
 quickstart: $(READY)  ## the whole road on this machine, about eight minutes on two cores
 	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/run.sh
 
-# A whole run fails if it outgrows this budget of CPU seconds (CONTRIBUTING.md). Processes that run parts of the suite side
-# by side need a budget file each.
+# A whole run fails if it outgrows this budget of CPU seconds (CONTRIBUTING.md). Jobs of the SLURM tests are no children of
+# pytest, so their costs are unknown to it.
 COSTS := tests/costs.tsv
+
+# Tests of SLURM wait, the others compute: both at a time. The log of the first is shown when the others are done.
+define ALL_TESTS
+	@mkdir -p build; $(BIN)/python -m pytest tests/slurm --slowest 20 > build/slurm-tests.log 2>&1 & slurm_tests=$$!; \
+	$(BIN)/python -m pytest --ignore tests/slurm $(1) $(COSTS); status=$$?; \
+	wait $$slurm_tests; slurm_status=$$?; cat build/slurm-tests.log; exit $$((status | slurm_status))
+endef
 
 .PHONY: test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
 
 test: $(READY) lint  ## everything, slow tests included, within the budget of costs
-	$(BIN)/python -m pytest --costs $(COSTS)
+	$(call ALL_TESTS,--costs)
 
 test-costs: $(READY)  ## everything, and write the budget of costs anew
-	$(BIN)/python -m pytest --write-costs $(COSTS)
+	$(call ALL_TESTS,--write-costs)
 
 test-fast: $(READY)  ## no slow tests and no SLURM; under three minutes on two idle cores
 	$(BIN)/python -m pytest -m "not slow" --ignore tests/slurm --slowest 20

@@ -39,6 +39,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import IO, Any, Self
 
+from cost_meter import add_cpu_seconds
+
 #: Tests that start real processes, and why.
 REAL_STARTS = {
     "contract/test_scoring_layouts.py::test_torchrun_writes_the_same_bytes": "forks against torchrun",
@@ -106,14 +108,12 @@ class ForkedProcess:
 
     Attributes:
         first_failure: exit code of the first rank that failed, which torchrun's report calls the root cause; else None.
-        cpu_seconds: user and system time of all ranks and what they started.
     """
 
     def __init__(self, connection: socket.socket, stdout: IO[Any] | None, stderr: IO[Any] | None) -> None:
         self.stdout, self.stderr = stdout, stderr
         self.returncode: int | None = None
         self.first_failure: int | None = None
-        self.cpu_seconds = 0.0
         self._connection = connection
         self._lines = connection.makefile("rb")
         first = self._lines.readline()
@@ -149,7 +149,7 @@ class ForkedProcess:
         killed = {"returncode": -signal.SIGKILL, "first_failure": None, "cpu_seconds": 0.0}
         end = json.loads(last) if last else killed
         self.returncode, self.first_failure = end["returncode"], end["first_failure"]
-        self.cpu_seconds = end["cpu_seconds"]
+        add_cpu_seconds(end["cpu_seconds"])
         self._lines.close()
         self._connection.close()
 
