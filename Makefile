@@ -50,7 +50,7 @@ define ALL_TESTS
 	wait $$slurm_tests; slurm_status=$$?; cat build/slurm-tests.log; exit $$((status | slurm_status))
 endef
 
-.PHONY: test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
+.PHONY: mutations test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
 
 test: $(READY) lint  ## everything, slow tests included, within the budget of costs
 	$(call ALL_TESTS,--costs)
@@ -60,6 +60,9 @@ test-costs: $(READY)  ## everything, and write the budget of costs anew
 
 test-fast: $(READY)  ## no slow tests and no SLURM; under three minutes on two idle cores
 	$(BIN)/python -m pytest -m "not slow" --ignore tests/slurm --slowest 20
+
+mutations: $(READY)  ## ten planted faults, each found by the tests that should find it; about ten minutes
+	$(BIN)/python tests/mutations.py
 
 unit: $(READY)  ## everything that starts neither a whole job nor a cluster, slow tests included
 	$(BIN)/python -m pytest --ignore tests/contract --ignore tests/end_to_end --ignore tests/slurm --slowest 20
