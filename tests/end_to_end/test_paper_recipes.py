@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from megatron_runs import REPOSITORY, environment, random_sequences, write_corpus
+from megatron_runs import REPOSITORY, environment, random_sequences, run, write_corpus
 
 RECIPES = REPOSITORY / "examples" / "paper"
 
@@ -243,15 +243,14 @@ def test_the_size_that_a_recipe_states_is_right(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STATED)
-def test_a_dry_run_counts_the_model_and_builds_the_data(name: str, corpus: Path) -> None:
+def test_a_dry_run_counts_the_model_and_builds_the_data(launch: Launch, name: str, corpus: Path) -> None:
+    """The script's own command line, in a forked process."""
     recipe = STATED[name]
-    variables = {
-        **environment(),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        **{"DRY_RUN": "1", "DATA_PATH": str(corpus), "DATA_CACHE_PATH": str(corpus.parent / "cache")},
-        **{"TOKENIZER_TYPE": "NullTokenizer", "TRAIN_ITERS": "2", "EVAL_ITERS": "1"},
-    }
-    process = subprocess.run([RECIPES / name], capture_output=True, text=True, env=variables, timeout=240)
+    variables = {"DRY_RUN": "1", "DATA_PATH": str(corpus), "DATA_CACHE_PATH": str(corpus.parent / "cache")}
+    given = launch(name, **variables, TOKENIZER_TYPE="NullTokenizer", TRAIN_ITERS="2", EVAL_ITERS="1")
+    program, *words = given.stdout.splitlines()
+    assert program == "python", given.stderr
+    process = run([sys.executable, *words])
     assert process.returncode == 0, process.stderr[-4000:]
     table = process.stdout.partition("\nmodel\n")[2]
     total, non_embedding = count(recipe.config)

@@ -23,12 +23,12 @@ NUM_SHARDS = 3
 
 @pytest.fixture(scope="module")
 def text_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 MB of documents in random order: some seconds of work in four units."""
+    """36 MB of documents in random order: some seconds of work in three units."""
     path = tmp_path_factory.mktemp("text") / "text.jsonl"
     choose = random.Random(0)
     texts = list(topics.values())
     with open(path, "w", encoding="utf-8") as stream:
-        while stream.tell() < 60_000_000:
+        while stream.tell() < 36_000_000:
             domain, text = choose.choice("ab"), choose.choice(texts)
             stream.write(json.dumps({"text": text, "domain": domain}) + "\n")
     return path
