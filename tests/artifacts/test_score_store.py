@@ -21,6 +21,7 @@ from megatron_miniplm.artifacts.claims import Claims
 from megatron_miniplm.artifacts.exclusive import write_once
 from megatron_miniplm.artifacts.heartbeats import Holder, in_flight
 from megatron_miniplm.artifacts.manifest import verify_files
+from megatron_miniplm.artifacts.score_blocks import default_block_sequences
 from megatron_miniplm.artifacts.score_identity import identity_bytes
 from megatron_miniplm.artifacts.scores import NOT_SCORED, SCORE_DTYPE, BlockPlan, ScoreStore
 from megatron_miniplm.errors import (
@@ -64,6 +65,25 @@ def test_blocks_cut_all_sequences_in_order() -> None:
     assert [list(plan.sequences(block)) for block in range(plan.num_blocks)] == [[0, 1, 2], [3, 4, 5], [6]]
     assert BlockPlan(num_sequences=6, block_sequences=3).num_blocks == 2
     assert BlockPlan(num_sequences=0, block_sequences=3).num_blocks == 0
+
+
+@pytest.mark.parametrize(
+    ("num_sequences", "mean_tokens", "expected_sequences"),
+    [
+        (10, 100, 10),  # too small to be cut
+        (4000, 512, 128),  # 2 M tokens: blocks of 64 windows of 1,024
+        (10**6, 512, 245),  # 0.5 G: 4,096 blocks
+        (10**8, 1024, 4096),  # 100 G: blocks of 4,096 windows
+        (10**8, 256, 4 * 4096),
+        (5, 10**6, 1),
+        (0, 0, 1),
+    ],
+)
+def test_blocks_are_sized_by_tokens(num_sequences: int, mean_tokens: int, expected_sequences: int) -> None:
+    found = default_block_sequences(
+        num_sequences=num_sequences, num_tokens=num_sequences * mean_tokens, context_tokens=1024
+    )
+    assert found == expected_sequences
 
 
 def test_round_trip(finished: ScoreStore) -> None:
