@@ -20,7 +20,7 @@ from megatron_miniplm.artifacts import digest_values, load_manifest, scores
 from megatron_miniplm.artifacts.claims import Claims
 from megatron_miniplm.artifacts.exclusive import write_once
 from megatron_miniplm.artifacts.heartbeats import Holder, in_flight
-from megatron_miniplm.artifacts.manifest import verify_files
+from megatron_miniplm.artifacts.manifest import ArtifactInput, verify_files
 from megatron_miniplm.artifacts.score_blocks import default_block_sequences
 from megatron_miniplm.artifacts.score_identity import identity_bytes
 from megatron_miniplm.artifacts.scores import NOT_SCORED, SCORE_DTYPE, BlockPlan, ScoreStore
@@ -58,6 +58,10 @@ def store(tmp_path: Path, identity: dict[str, Any]) -> ScoreStore:
 @pytest.fixture
 def finished(tmp_path: Path, corpus: IndexedCorpus) -> ScoreStore:
     return write_scores(tmp_path / "teacher", [corpus], NLL)
+
+
+def inputs_of(corpus: IndexedCorpus) -> tuple[ArtifactInput, ...]:
+    return (ArtifactInput(role="corpus", path="../corpus", fingerprint=corpus.fingerprint()),)
 
 
 def test_blocks_cut_all_sequences_in_order() -> None:
@@ -268,7 +272,7 @@ def test_a_block_of_another_store_is_found(finished: ScoreStore, corpus: Indexed
     finished.require_complete()  # sizes only, but from now on reads compare
     with pytest.raises(CorruptArtifactError, match=message):
         finished.read_all()
-    finished.finish((), VERSIONS)  # what the same scoring command does
+    finished.finish(inputs_of(corpus), VERSIONS)  # what the same scoring command does
     assert finished.verify() == {}
     assert finished.require_complete().fingerprint == other.require_complete().fingerprint
 
@@ -358,10 +362,10 @@ def as_format_2(store: ScoreStore) -> ScoreStore:
     return old
 
 
-def test_a_finished_store_of_format_2_is_read(finished: ScoreStore, identity: dict[str, Any]) -> None:
+def test_a_finished_store_of_format_2_is_read(finished: ScoreStore, corpus: IndexedCorpus) -> None:
     old = as_format_2(finished)
     assert old.format_version == 2
-    old.finish((), VERSIONS)
+    old.finish(inputs_of(corpus), VERSIONS)
     assert old.require_complete().counts["num_tokens"] == sum(NUM_TOKENS)
     assert old.read_all()["nll"].tolist() == NLL
     assert old.verify() == {}
@@ -418,6 +422,14 @@ def test_a_damaged_block_is_not_finished(finished: ScoreStore) -> None:
         (
             lambda store: replace(load_manifest(store.directory), files={}).write(store.directory),
             "manifest.json names no checksums.npy: run the same",
+        ),
+        (
+            lambda store: replace(load_manifest(store.directory), inputs=()).write(store.directory),
+            "manifest.json names other corpora than identity.json: run the same",
+        ),
+        (
+            lambda store: replace(load_manifest(store.directory), counts={}).write(store.directory),
+            "manifest.json has no count num_sequences: run the same",
         ),
     ],
 )
