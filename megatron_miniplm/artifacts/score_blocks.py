@@ -38,7 +38,7 @@ REMEDY = "delete it and run the same scoring command again"
 #: Bounds on what an identity may say, far above any corpus: they bound what is allocated because of it.
 MAX_SEQUENCES = 1 << 40
 MAX_BLOCK_SEQUENCES = 1 << 28
-MAX_BLOCKS = 1 << 23
+MAX_BLOCKS = 1 << 22
 
 #: So many blocks a corpus is cut into, unless they would be smaller or larger than that many full windows. Windows of a
 #: block are packed into rows by themselves, so small blocks leave rows partly empty; a large one is lost by a kill.

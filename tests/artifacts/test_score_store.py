@@ -388,7 +388,7 @@ def test_a_store_of_format_2_without_a_block_is_started_anew(store: ScoreStore, 
 
 def test_more_blocks_than_can_be_listed_are_refused(tmp_path: Path, identity: dict[str, Any]) -> None:
     identity["corpus"][0]["num_sequences"] = 1 << 40
-    with pytest.raises(InputError, match=r"expected at most 8388608.*: give another --miniplm-block-sequences"):
+    with pytest.raises(InputError, match=r"expected at most 4194304.*: give another --miniplm-block-sequences"):
         ScoreStore.create_or_resume(tmp_path / "scores", identity)
 
 
