@@ -17,7 +17,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -206,10 +206,15 @@ class Parts:
                 self.read_block(block)
 
     def remove(self) -> None:
-        """Delete the directory, if there is one and it is ours."""
+        """Delete the directory, if there is one and it is ours; the identity last, so that a kill leaves it ours."""
         path = self.directory / IDENTITY
-        if path.is_file() and path.read_bytes() == self._identity_bytes():
-            shutil.rmtree(self.directory, ignore_errors=True)
+        if not path.is_file() or path.read_bytes() != self._identity_bytes():
+            return
+        for part in self.directory.glob(f"*{_PART_SUFFIX}"):
+            with suppress(OSError):
+                part.unlink()
+        shutil.rmtree(self.directory / CLAIMS, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _identity_bytes(self) -> bytes:
         values = {"format_version": _FORMAT_VERSION, **self.identity}

@@ -117,6 +117,24 @@ def test_a_damaged_identity_is_named(tmp_path: Path, content: bytes) -> None:
         open_parts(tmp_path / "out.parts")
 
 
+def test_a_kill_while_parts_are_removed_leaves_what_can_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = open_parts(tmp_path / "out.parts")
+    parts.write_block(0, part())
+    removed: list[str] = []
+    unlink = os.unlink
+
+    def watched(path: Any, **named: Any) -> None:
+        removed.append(os.path.basename(path))
+        unlink(path, **named)
+
+    monkeypatch.setattr(os, "unlink", watched)
+    parts.remove()
+    assert removed == ["00000000.part", "identity.json"]
+    assert not parts.directory.exists()
+
+
 def test_only_ours_is_removed(tmp_path: Path) -> None:
     directory = tmp_path / "out.parts"
     open_parts(directory)
