@@ -10,27 +10,23 @@ Some 8 bytes a sequence. Format page: docs/formats.md.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors, write_array
+from megatron_miniplm.artifacts.atomic import named_in_errors
 from megatron_miniplm.artifacts.exclusive import write_once
-from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
-from megatron_miniplm.artifacts.heartbeats import CLAIMS, STALE_SECONDS, in_flight
+from megatron_miniplm.artifacts.heartbeats import in_flight
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
     Manifest,
-    checksum_of,
     load_manifest,
     manifest_path,
     verify_files,
 )
-from megatron_miniplm.artifacts.npy_files import open_array
 from megatron_miniplm.artifacts.score_blocks import (
     CHECKSUM_DTYPE,
     NOT_SCORED,
@@ -50,17 +46,21 @@ from megatron_miniplm.artifacts.score_identity import (
     require_equal,
     seal_of,
 )
+from megatron_miniplm.artifacts.score_manifest import (
+    BLOCKS,
+    CHECKSUMS,
+    RUN_AGAIN,
+    contradictions,
+    load_checksums,
+    publish_manifest,
+    remove_leftovers,
+)
 from megatron_miniplm.errors import CorruptArtifactError, InputError, NonFiniteScoreError, unusable_path
 
 __all__ = ["NOT_SCORED", "PREDICTED_DIFFERENCE", "SCORE_DTYPE", "BlockPlan", "ScoreStore"]
 
 #: `settings.quantity` of what `fit-proxy` writes; scores have no such setting.
 PREDICTED_DIFFERENCE = "predicted difference"
-
-BLOCKS = "blocks"
-CHECKSUMS = "checksums.npy"
-_COUNTS = ("num_sequences", "num_scored_sequences", "num_tokens")
-_RUN_AGAIN = "run the same scoring command again"
 
 
 class ScoreStore:
@@ -234,31 +234,21 @@ class ScoreStore:
         if missing or not manifest_path(self.directory).exists():
             raise InputError(
                 f"{self.directory} is incomplete: {len(missing)} of {self.plan.num_blocks} blocks are missing "
-                f"(first: {missing[0] if missing else 'none, only the manifest'}): {_RUN_AGAIN}"
+                f"(first: {missing[0] if missing else 'none, only the manifest'}): {RUN_AGAIN}"
             )
         manifest = load_manifest(self.directory)
         _raise_first([*self.manifest_faults(manifest), *self._size_faults()])
-        self._recorded_B = self._load_checksums()
+        self._recorded_B = load_checksums(self.directory, self.plan.num_blocks)
         return manifest
 
     def manifest_faults(self, manifest: Manifest) -> list[str]:
         """Whether identity, checksums and manifest belong together; one message per fault."""
-        faults = [f"{fault}: {_RUN_AGAIN}" for fault in verify_files(self.directory, manifest)]
+        faults = [f"{fault}: {RUN_AGAIN}" for fault in verify_files(self.directory, manifest)]
         return faults or self.fingerprint_faults(manifest)
 
     def fingerprint_faults(self, manifest: Manifest) -> list[str]:
         """Whether counts, corpora and fingerprint are those of the identity and of the checksums that it names."""
-        faults = []
-        if lacking := [name for name in _COUNTS if name not in manifest.counts]:
-            faults.append(f"{manifest_path(self.directory)} has no count {lacking[0]}: {_RUN_AGAIN}")
-        corpora = [parent.fingerprint for parent in manifest.inputs if parent.role == "corpus"]
-        if corpora != [prefix["fingerprint"] for prefix in self.identity["corpus"]]:
-            faults.append(f"{manifest_path(self.directory)} names other corpora than {IDENTITY}: {_RUN_AGAIN}")
-        if manifest.fingerprint != (expected := self._fingerprint(manifest.files)):
-            faults.append(
-                f"{self.directory} has fingerprint {expected}, its manifest says {manifest.fingerprint}: {_RUN_AGAIN}"
-            )
-        return faults
+        return contradictions(self.directory, self.identity, manifest)
 
     def verify(self, advance: Callable[[int], object] = lambda num_bytes: None) -> dict[int, str]:
         """Read every published block; about 1 GB/s where they are in the page cache.
@@ -270,7 +260,9 @@ class ScoreStore:
             What is wrong, by block; a block that is not published is not wrong. Also blocks whose own checksum is right
             but not the one that was recorded when the store was finished.
         """
-        recorded_B = self._load_checksums() if (self.directory / CHECKSUMS).exists() else None
+        recorded_B = (
+            load_checksums(self.directory, self.plan.num_blocks) if (self.directory / CHECKSUMS).exists() else None
+        )
         faults = {}
         with self._blocks_directory() as directory:
             for block in self.published_blocks():
@@ -326,30 +318,12 @@ class ScoreStore:
         _raise_first(faults)
         with _usable(self.directory):
             self._check_identity()
-            write_array(self.directory / CHECKSUMS, checksums_B)
-            files = {name: checksum_of(self.directory / name) for name in (IDENTITY, CHECKSUMS)}
-            manifest = Manifest(
-                kind="scores",
-                fingerprint=self._fingerprint(files),
-                counts=dict(zip(_COUNTS, (self.plan.num_sequences, num_scored, num_tokens), strict=True)),
-                settings=self.identity["settings"],
-                versions=versions,
-                inputs=inputs,
-                files=files,
+            counts = (self.plan.num_sequences, num_scored, num_tokens)
+            manifest = publish_manifest(
+                self.directory, self.identity, checksums_B, counts, inputs=inputs, versions=versions
             )
-            manifest.write(self.directory)
-        self._remove_leftovers()
+        remove_leftovers(self.directory)
         return manifest
-
-    def _remove_leftovers(self) -> None:
-        for leftover in (self.directory / BLOCKS).glob(f".*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)  # of a killed process, or of one whose block another has published
-        finished_at = manifest_path(self.directory).stat().st_mtime
-        for leftover in self.directory.glob(f".*{TEMPORARY_SUFFIX}"):
-            with suppress(OSError):  # another job may be finishing the same store right now: only old ones
-                if finished_at - leftover.stat().st_mtime > STALE_SECONDS:
-                    leftover.unlink()
-        shutil.rmtree(self.directory / CLAIMS, ignore_errors=True)
 
     def _check_identity(self) -> None:
         """Raise where another run has started the directory anew; the same bytes are compared once."""
@@ -357,12 +331,6 @@ class ScoreStore:
         if not path.exists() or (found := path.read_bytes()) != self._checked_identity:
             require_equal(self.directory, read_identity(self.directory)[0], self.identity)
             self._checked_identity = found
-
-    def _fingerprint(self, files: dict[str, dict[str, Any]]) -> Fingerprint:
-        """Identity of the scores, from the manifest's `files`."""
-        if CHECKSUMS not in files:
-            raise CorruptArtifactError(f"{manifest_path(self.directory)} names no {CHECKSUMS}: {_RUN_AGAIN}")
-        return digest_values("scores", self.identity, files[CHECKSUMS]["blake2b"])
 
     def _read_into(self, scores_N: np.ndarray, block: int, directory: int, recorded_B: np.ndarray | None = None) -> int:
         """Read one block; returns its checksum, which must be the recorded one if there is any."""
@@ -374,17 +342,6 @@ class ScoreStore:
                 f"is {checksum:08x}, {CHECKSUMS} says {recorded_B[block]:08x}): {REMEDY}"
             )
         return checksum
-
-    def _load_checksums(self) -> np.ndarray:
-        return np.array(
-            open_array(
-                self.directory / CHECKSUMS,
-                what="checksums of all blocks",
-                dtype=CHECKSUM_DTYPE,
-                shape=(self.plan.num_blocks,),
-                remedy=f"delete it and {_RUN_AGAIN}",
-            )
-        )
 
     def _published_B(self) -> np.ndarray:
         """Whether each block has a file, bool."""
