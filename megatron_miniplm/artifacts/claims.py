@@ -15,6 +15,12 @@ order of its own and so rarely meets another (benchmarks/results/scale.md).
 
 What claims cannot give is certainty about the living: a process may be declared stale and come back. Then two compute
 the same block, and the exclusive publication of blocks keeps the first. Format page: docs/formats.md.
+
+Correct scores come from publication and from the identity in every block, not from claims, which only save work. One
+lease file per block with an expiry would be less code, and was considered but not measured. As things stand one touch
+renews all blocks of a process, where leases would each need theirs; a lease that has run out cannot be taken over in
+one atomic step without generations, so that a slow taker could remove the fresh lease of a fast one; and the record of
+the owner lets a job that is restarted on its host go on at once instead of after STALE_SECONDS.
 """
 
 import logging

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors, publish
+from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, create_over, named_in_errors, publish
 from megatron_miniplm.artifacts.manifest import checksum_of
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
@@ -89,7 +89,7 @@ class SidecarWriter:
     def __init__(self, prefix: Path) -> None:
         self._path = sidecar_path(prefix)
         self._temporary = self._path.with_name(f".{self._path.name}{TEMPORARY_SUFFIX}")
-        self._stream = self._temporary.open("wb")
+        self._stream = create_over(self._temporary)
         self._writer = pq.ParquetWriter(
             self._stream,
             SCHEMA,
