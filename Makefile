@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 MEGATRON ?= 0.18.2 installed
 READY := $(VENV)/.ready
 
-.PHONY: install slurm quickstart test test-fast contract lint clean
+.PHONY: install slurm slurm-facts quickstart test test-fast contract lint clean
 
 install: $(READY)
 
@@ -31,6 +31,10 @@ slurm:  ## what tests/slurm and the lint of shell scripts need; without it they 
 	else \
 		echo "not installed:$$(missing). An administrator can do that: $(INSTALL_SLURM)" >&2; exit 1; \
 	fi
+
+slurm-facts: $(READY)  ## facts about SLURM itself; a test asks for it when the installed version of SLURM is new
+	MINIPLM_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm -m slurm_facts
+	$(BIN)/python tests/support/slurm_facts.py
 
 quickstart: $(READY)  ## the whole road on this machine, about eight minutes on two cores
 	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/run.sh
