@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from megatron_runs import DATA_FLAGS, directory_bytes, random_sequences, write_corpus
 from scoring_jobs import block_times, litter
 from slurm_cluster import SlurmCluster
@@ -55,6 +56,9 @@ class ScoringRun(PipelineRun):
     @property
     def scores(self) -> Path:
         return self.directory / "scores" / "teacher"
+
+    def read_all(self) -> np.ndarray:
+        return ScoreStore.open(self.scores).read_all()
 
     @property
     def num_blocks(self) -> int:
