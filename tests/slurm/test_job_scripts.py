@@ -280,6 +280,7 @@ def ignored_signals(pid: int) -> set[int]:
 # ---- what others do to a job
 
 
+@pytest.mark.slow
 def test_requeued_by_hand_then_cancelled(slurm: SlurmCluster, tmp_path: Path) -> None:
     """A cancelled job stays cancelled, although its ranks end as before a time limit. The next job continues."""
     scoring, training = scoring_run(slurm, tmp_path / "scoring", STOPS), training_run(slurm, tmp_path / "training")
@@ -314,6 +315,7 @@ def test_requeued_by_hand_then_cancelled(slurm: SlurmCluster, tmp_path: Path) ->
         assert run.is_done(stage)
 
 
+@pytest.mark.slow
 def test_a_lost_node_stops_training_before_the_next_start_begins(slurm: SlurmCluster, tmp_path: Path) -> None:
     """The node that SLURM has lost still trains and saves, while SLURM starts the job on the other node."""
     run = training_run(slurm, tmp_path)
