@@ -34,7 +34,7 @@ from typing import Self
 POLL_SECONDS = 0.1
 #: Most waits take a second or two. Other processes may keep the machine busy, so the limit is far above that.
 WAIT_SECONDS = 180
-COMMAND_TIMEOUT_SECONDS = 60
+COMMAND_TIMEOUT_SECONDS = 120
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
 #: Debian's daemons are not on every user's path.
 SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
