@@ -31,7 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.25
 #: Most waits take a second or two. Other processes may keep the machine busy, so the limit is far above that.
 WAIT_SECONDS = 180
 COMMAND_TIMEOUT_SECONDS = 120
