@@ -23,7 +23,8 @@ COMPLETE = 'mkdir -p "$store"; echo {} > "$store/manifest.json"\n'
 SUPPORT = REPOSITORY / "tests" / "support"
 #: A rank that obeys SIGTERM. (Bash cannot handle a signal that torchrun has been told to ignore.)
 STOPS = f'exec "{sys.executable}" "{SUPPORT / "stub_scoring.py"}"\n'
-NUM_ITERATIONS = 1000
+#: Of the stub training; with half a second each it lasts longer than any test.
+NUM_ITERATIONS = 600
 
 
 def scoring_run(
@@ -284,7 +285,7 @@ def ignored_signals(pid: int) -> set[int]:
 def test_requeued_by_hand_then_cancelled(slurm: SlurmCluster, tmp_path: Path) -> None:
     """A cancelled job stays cancelled, although its ranks end as before a time limit. The next job continues."""
     scoring, training = scoring_run(slurm, tmp_path / "scoring", STOPS), training_run(slurm, tmp_path / "training")
-    training.configure(environment=stub_environment(training, seconds=0.1, fence_seconds=1))
+    training.configure(environment=stub_environment(training, seconds=0.5, fence_seconds=1))
     units = {SCORING: scoring, TRAINING: training}
     jobs = {stage: run.submit(stage) for stage, run in units.items()}
 
@@ -319,7 +320,7 @@ def test_requeued_by_hand_then_cancelled(slurm: SlurmCluster, tmp_path: Path) ->
 def test_a_lost_node_stops_training_before_the_next_start_begins(slurm: SlurmCluster, tmp_path: Path) -> None:
     """The node that SLURM has lost still trains and saves, while SLURM starts the job on the other node."""
     run = training_run(slurm, tmp_path)
-    run.configure(environment=stub_environment(run, seconds=0.1, fence_seconds=2))
+    run.configure(environment=stub_environment(run, seconds=0.5, fence_seconds=2))
     job = run.submit(TRAINING)
     slurm.wait_for(lambda: bool(trace(run, f"{job}.0")), "it trains")
     lost = slurm.show(job)["NodeList"]
