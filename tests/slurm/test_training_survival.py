@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import SlurmCluster
-from slurm_training import NUM_ITERATIONS, SLOW_ITERATION, STAGE, TrainingRun, UndisturbedTraining
+from slurm_training import NUM_ITERATIONS, PATIENCE_SECONDS, SLOW_ITERATION, STAGE, TrainingRun, UndisturbedTraining
 
 pytestmark = pytest.mark.slow
-
-#: For a start of torch and Megatron on a machine that is busy with other tests.
-PATIENCE_SECONDS = 400
 
 
 def test_a_time_limit_and_a_preemption(

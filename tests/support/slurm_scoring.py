@@ -16,7 +16,7 @@ from megatron_miniplm.artifacts.scores import ScoreStore
 STAGE = "score-teacher"
 BLOCK_SEQUENCES, NUM_BLOCKS, SEQUENCE_TOKENS = 24, 110, 15
 #: For starts of torch and Megatron on a machine that is busy with other tests.
-PATIENCE_SECONDS = 400
+PATIENCE_SECONDS = 600
 PACED_SCORING = Path(__file__).with_name("paced_scoring.py")
 
 

@@ -22,6 +22,8 @@ NUM_ITERATIONS = 60
 #: From here on, iterations take as long as ordered, so that what stops a start comes in the middle.
 SLOW_ITERATION = 12
 SAVE_INTERVAL = 5
+#: For a start of torch and Megatron on a machine that is busy with other tests.
+PATIENCE_SECONDS = 600
 #: For intervals: longer than any training here.
 NEVER = 1000
 OURS = ("-m", "megatron_miniplm.pretrain_gpt")
@@ -50,7 +52,7 @@ def train_undisturbed(directory: Path) -> UndisturbedTraining:
     write_corpus(corpus, random_sequences(range(2, 150)))
     flags = [*TOKENIZER_FLAGS, *training_flags(cache, save_interval=NEVER), "--data-path", str(corpus)]
     outputs = ["--save", str(checkpoint), "--tensorboard-dir", str(directory / "tensorboard")]
-    done = run([*launcher(1), *OURS, *flags, *outputs])
+    done = run([*launcher(1), *OURS, *flags, *outputs], PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr[-4000:]
     (losses,) = curves_of(directory / "tensorboard")
     assert list(losses) == list(range(1, NUM_ITERATIONS + 1))
