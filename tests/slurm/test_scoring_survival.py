@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from scoring_jobs import block_times
 from slurm_cluster import SlurmCluster
-from slurm_jobs import kill_rank
+from slurm_jobs import kill_rank, processes_of_job
 from slurm_scoring import NUM_BLOCKS, PATIENCE_SECONDS, STAGE, ScoringRun, SharedStore
 
 pytestmark = pytest.mark.slow
@@ -76,8 +76,13 @@ def test_one_job_through_every_interruption(
     for number, (interrupt, outcome, most_redone) in enumerate(interruptions):
         run.wait_for_blocks(job, 3)
         before, begun = run.num_blocks, time.monotonic()
+        processes = processes_of_job(slurm, job).keys()
         interrupt()
         slurm.wait_for_start(job, number + 2, PATIENCE_SECONDS)
+        slurm.wait_for(
+            lambda: processes.isdisjoint(processes_of_job(slurm, job)),  # noqa: B023
+            "the processes of the start before are gone",
+        )
         # The next start takes seconds to its first block.
         now, lost = block_times(run.scores), run.num_lost - num_lost
         print(
