@@ -31,11 +31,10 @@ def test_two_jobs_on_one_node_share_a_store(slurm_of_session: SlurmCluster, shar
     assert run.num_lost == 0
 
 
-def test_one_job_through_every_interruption(
-    slurm: SlurmCluster, shared_store: SharedStore, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_one_job_through_every_interruption(slurm: SlurmCluster, shared_store: SharedStore) -> None:
     """Two nodes with a rank each, which are replicas."""
-    directory = tmp_path_factory.mktemp("interrupted")
+    # Beside the other run: a manifest names the corpus by its path relative to the store.
+    directory = shared_store.run.directory.with_name("interrupted")
     run = ScoringRun(slurm, directory, shared_store.checkpoint, shared_store.corpus, NODES_SCORING="2")
     run.order_seconds(2)
     job = run.submit(STAGE)
