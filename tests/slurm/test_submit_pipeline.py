@@ -1,7 +1,7 @@
-"""The whole road through SLURM alone, and how a user meets it: again, with a bad line, with other settings.
+"""The whole pipeline through SLURM alone, and how a user meets it: again, with a bad line, with other settings.
 
-`MINIPLM_QUICKSTART_RUN=runs/quickstart` makes the first test train as long as `make quickstart` does and compare all
-that it makes with that directory; without it models are trained for some iterations only.
+With `MINIPLM_QUICKSTART_RUN=runs/quickstart`, the first test trains as long as `make quickstart` does, with two ranks a
+node, and compares all its outputs with that directory. Without it, models are trained for a few iterations only.
 """
 
 import gzip
@@ -21,11 +21,17 @@ from slurm_cluster import FINISHED, ClusterError, SlurmCluster
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.cli import run_tool
 from megatron_miniplm.indexed import IndexedCorpus
 
 CONFIGURATION = REPOSITORY / "examples/quickstart/pipeline.conf"
 SUBMIT = REPOSITORY / "slurm/submit_pipeline.sh"
-SHORT = "--train-iters 12 --lr-warmup-iters 2 --lr-wsd-decay-iters 4 --eval-interval 6"
+#: One rank a stage and 12 iterations.
+SHORT_TRAINING = "--train-iters 12 --lr-warmup-iters 2 --lr-wsd-decay-iters 4 --eval-interval 6"
+SHORT = "RANKS_SCORING=1 SCORING_TEACHER=()\n" + "".join(
+    f"{name}+=({SHORT_TRAINING})\n"
+    for name in ("TEACHER_TRAINING", "REFERENCE_TRAINING", "STUDENT_conventional", "STUDENT_refined")
+)
 #: `evaluate` compares the logs; this evaluates every student's last checkpoint too.
 EVALUATION = "EVALUATION_LM=(--seq-length 128 --micro-batch-size 16)\n"
 STAGES = (
@@ -98,9 +104,14 @@ def pipeline(slurm: SlurmCluster, directory: Path, text: str) -> Pipeline:
     return Pipeline(slurm=slurm, directory=directory, configuration=configuration, environment_file=environment_file)
 
 
-def write_text(directory: Path, *flags: str) -> None:
-    build = REPOSITORY / "examples/quickstart/build_corpus.py"
-    subprocess.run([sys.executable, build, "--output", directory, *flags], check=True, stdout=subprocess.DEVNULL)
+def write_short_text(directory: Path) -> None:
+    """Our own documentation, of which two pages are held out."""
+    pages = sorted((REPOSITORY / "docs").glob("*.md"))
+    directory.mkdir(parents=True)
+    for name, paths in {"pool": pages[2:], "heldout": pages[:2]}.items():
+        paragraphs = [text for path in paths for text in path.read_text().split("\n\n") if text.strip()]
+        lines = [json.dumps({"text": text, "kind": "prose"}) for text in paragraphs]
+        (directory / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def moments(directory: Path, stage: str) -> tuple[int, int]:
@@ -118,23 +129,19 @@ def losses(directory: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.mark.slow
-def test_the_whole_road(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_the_whole_pipeline(slurm: SlurmCluster, tmp_path: Path) -> None:
     """All stages in order, the bytes of the same commands by hand, and nothing to submit afterwards."""
     quickstart = (
         Path(os.environ["MINIPLM_QUICKSTART_RUN"]).resolve() if "MINIPLM_QUICKSTART_RUN" in os.environ else None
     )
     # At the depth of the quickstart's directory, since views hold relative paths.
     directory = (quickstart.parent if quickstart else tmp_path) / "through-slurm"
-    short = (
-        ""
-        if quickstart
-        else "".join(
-            f"{name}+=({SHORT})\n"
-            for name in ("TEACHER_TRAINING", "REFERENCE_TRAINING", "STUDENT_conventional", "STUDENT_refined")
-        )
-    )
-    road = pipeline(slurm, directory, f"NUM_SHARDS=3\n{EVALUATION}{short}")
-    write_text(directory / "text", *([] if quickstart else ["--pool-bytes", "600000"]))
+    road = pipeline(slurm, directory, f"NUM_SHARDS=3\n{EVALUATION}{'' if quickstart else SHORT}")
+    if quickstart:
+        build = REPOSITORY / "examples/quickstart/build_corpus.py"
+        subprocess.run([sys.executable, build, "--output", directory / "text"], check=True)
+    else:
+        write_short_text(directory / "text")
     assert not slurm.run("squeue", "--noheader")
     plan = road.submit("--dry-run")
     assert not slurm.run("squeue", "--noheader"), "a dry run submits"
@@ -145,11 +152,25 @@ def test_the_whole_road(slurm: SlurmCluster, tmp_path: Path) -> None:
     again = road.submit()
     assert road.jobs().keys() == queued.keys()
     assert len(re.findall(r"queued already|finished", again)) == len(STAGES), again
-    road.wait(1500 if quickstart else 600)
+    by_hand = quickstart or make_by_hand(road, tmp_path / "by-hand")
+    road.wait(1500)
 
     stages = road.status()
     assert list(stages) == list(STAGES)
     assert {stage["state"] for stage in stages.values()} == {"done"}
+    require_order(directory)
+    assert len(re.findall("finished", road.submit())) == len(STAGES)
+    assert road.jobs().keys() == queued.keys(), "what is finished is submitted again"
+    for student in ("conventional", "refined"):
+        require_logged_loss(directory, student)
+    for part in ("tokenizer", "data", "split"):
+        assert bytes_of(directory / part) == bytes_of(by_hand / part), part
+    if quickstart:
+        require_quickstart(directory, quickstart)
+
+
+def require_order(directory: Path) -> None:
+    """No stage began before those that it needs had ended."""
     for line in (directory / "slurm/pipeline.tsv").read_text().splitlines()[1:]:
         stage, _, tasks, after, *_ = line.split("\t")
         if after != "-" and tasks == "0":
@@ -157,30 +178,28 @@ def test_the_whole_road(slurm: SlurmCluster, tmp_path: Path) -> None:
                 path.name for name in after.split(",") for path in (directory / "slurm/attempts").glob(f"{name}*")
             ]
             assert moments(directory, stage)[0] >= max(moments(directory, each)[1] for each in needed)
-    assert len(re.findall("finished", road.submit())) == len(STAGES)
-    assert road.jobs().keys() == queued.keys(), "what is finished is submitted again"
 
-    for student in ("conventional", "refined"):
-        (found,) = json.loads((directory / f"student-{student}-1/evaluation/lm.json").read_text())["checkpoints"]
-        (held_out,) = found["corpora"].values()
-        lengths_N = IndexedCorpus.open(directory / "data/heldout_text_document").lengths_N
-        assert held_out["num_tokens"] == (lengths_N - 1).sum()
-        # Megatron's own loss of these rows; sequences one by one have a little less context.
-        logged = losses(directory / f"student-{student}-1/tensorboard")["lm loss validation-heldout vs samples"][-1][1]
-        assert held_out["loss_nats_per_token"] == pytest.approx(logged, rel=0.02)
 
-    by_hand = quickstart or make_by_hand(road, tmp_path / "by-hand")
-    for part in ("tokenizer", "data", "split"):
-        assert bytes_of(directory / part) == bytes_of(by_hand / part), part
-    if quickstart:
-        for model in ("teacher", "reference"):
-            ours, theirs = (ScoreStore.open(run / "scores" / model).read_all() for run in (directory, quickstart))
-            assert np.array_equal(ours, theirs)
-        assert bytes_of(directory / "refined") == bytes_of(quickstart / "refined")
-        for model in ("teacher", "reference", "student-conventional-1", "student-refined-1"):
-            assert losses(directory / model / "tensorboard") == losses(quickstart / model / "tensorboard"), model
-        curves = [json.loads((run / "comparison/curves.json").read_text()) for run in (directory, quickstart)]
-        assert curves[0] == curves[1]
+def require_logged_loss(directory: Path, student: str) -> None:
+    """`evaluate-lm` finds the loss that Megatron logged of these rows. Its context is a little shorter."""
+    (found,) = json.loads((directory / f"student-{student}-1/evaluation/lm.json").read_text())["checkpoints"]
+    (held_out,) = found["corpora"].values()
+    lengths_N = IndexedCorpus.open(directory / "data/heldout_text_document").lengths_N
+    assert held_out["num_tokens"] == (lengths_N - 1).sum()
+    logged = losses(directory / f"student-{student}-1/tensorboard")["lm loss validation-heldout vs samples"][-1][1]
+    assert held_out["loss_nats_per_token"] == pytest.approx(logged, rel=0.02)
+
+
+def require_quickstart(directory: Path, quickstart: Path) -> None:
+    """Scores, selection and losses are those of the quickstart."""
+    for model in ("teacher", "reference"):
+        ours, theirs = (ScoreStore.open(run / "scores" / model).read_all() for run in (directory, quickstart))
+        assert np.array_equal(ours, theirs)
+    assert bytes_of(directory / "refined") == bytes_of(quickstart / "refined")
+    for model in ("teacher", "reference", "student-conventional-1", "student-refined-1"):
+        assert losses(directory / model / "tensorboard") == losses(quickstart / model / "tensorboard"), model
+    curves = [json.loads((run / "comparison/curves.json").read_text()) for run in (directory, quickstart)]
+    assert curves[0] == curves[1]
 
 
 def bytes_of(directory: Path) -> dict[str, bytes]:
@@ -200,38 +219,47 @@ def make_by_hand(road: Pipeline, directory: Path) -> Path:
     text = Path(shutil.copytree(road.directory / "text", directory / "text"))  # sidecars name it, seen from the corpus
     tokenizer = ("--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", directory / "tokenizer")
     size = ("--type", "bpe", "--vocab-size", "2048", "--max-bytes", "4000000")
-    road.miniplm("train-tokenizer", *size, "--input", text / "pool.jsonl", "--output", directory / "tokenizer")
+    run_here("train-tokenizer", *size, "--input", text / "pool.jsonl", "--output", directory / "tokenizer")
     for part in ("pool", "heldout"):
         prefix = ("--output-prefix", directory / "data" / part)
-        road.miniplm("preprocess-data", "--input", text / f"{part}.jsonl", *prefix, *tokenizer, "--append-eod")
+        run_here("preprocess-data", "--input", text / f"{part}.jsonl", *prefix, *tokenizer, "--append-eod")
     split = ("--reference-fraction", "0.35", "--output", directory / "split")
-    road.miniplm("split-reference", "--input", directory / "data/pool_text_document", *split)
+    run_here("split-reference", "--input", directory / "data/pool_text_document", *split)
     return directory
 
 
+def run_here(tool: str, *arguments: str | Path) -> None:
+    """Run a tool of ours in this process."""
+    assert run_tool(tool, list(map(str, arguments))) == 0
+
+
+def file_lines(number: int) -> list[str]:
+    return [
+        json.dumps({"text": f"file {number}, line {line}: a few words to train a tokenizer on"}) for line in range(400)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    (directory / "text.jsonl").write_text("\n".join(line for number in range(5) for line in file_lines(number)))
+    flags = ("--type", "bpe", "--vocab-size", "300", "--input", directory / "text.jsonl")
+    run_here("train-tokenizer", *flags, "--output", directory / "tokenizer")
+    return directory / "tokenizer"
+
+
 @pytest.fixture
-def five_files(slurm: SlurmCluster, tmp_path: Path) -> Pipeline:
-    """A pipeline whose text is in five files, one a shard, and in none of which a line is bad yet."""
-    road = pipeline(
-        slurm, tmp_path / "run", f"NUM_SHARDS=5 SHARD_BY=files HELDOUT_TEXT=()\nTEXT=('{tmp_path}/text/*.jsonl.gz')"
-    )
+def five_files(slurm: SlurmCluster, tokenizer: Path, tmp_path: Path) -> Pipeline:
+    """A pipeline whose text is in five files, one a shard, and whose tokenizer exists. No line is bad yet."""
     (tmp_path / "text").mkdir()
     for number in range(5):
-        lines = [
-            json.dumps({"text": f"file {number}, line {line}: a few words to train a tokenizer on"})
-            for line in range(400)
-        ]
-        write_lines(tmp_path / f"text/part{number}.jsonl.gz", lines)
-    # A tokenizer that exists: the array is what is tested.
-    made = tmp_path / "tokenizer"
-    whole = tmp_path / "whole.jsonl"
-    whole.write_bytes(b"".join(gzip.decompress(path.read_bytes()) for path in sorted((tmp_path / "text").iterdir())))
-    road.miniplm("train-tokenizer", "--type", "bpe", "--vocab-size", "300", "--input", whole, "--output", made)
-    with open(road.configuration, "a") as stream:
-        stream.write(
-            f"TOKENIZER_TRAINING=()\nTOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model {made})\n"
-        )
-    return road
+        write_lines(tmp_path / f"text/part{number}.jsonl.gz", file_lines(number))
+    return pipeline(
+        slurm,
+        tmp_path / "run",
+        f"NUM_SHARDS=5 SHARD_BY=files HELDOUT_TEXT=()\nTEXT=('{tmp_path}/text/*.jsonl.gz')\nTOKENIZER_TRAINING=()\n"
+        f"TOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model {tokenizer})",
+    )
 
 
 def write_lines(path: Path, lines: list[str]) -> None:
@@ -242,11 +270,11 @@ def times(directory: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in directory.iterdir()}
 
 
-def test_a_poisoned_line_fails_its_own_shard_only(five_files: Pipeline, tmp_path: Path) -> None:
+def test_a_bad_line_fails_its_own_shard_only(five_files: Pipeline, tokenizer: Path, tmp_path: Path) -> None:
     road, slurm = five_files, five_files.slurm
-    poisoned = tmp_path / "text/part3.jsonl.gz"
-    lines = gzip.decompress(poisoned.read_bytes()).decode().splitlines()
-    write_lines(poisoned, [*lines[:211], lines[211][:30], *lines[212:]])
+    bad = tmp_path / "text/part3.jsonl.gz"
+    lines = gzip.decompress(bad.read_bytes()).decode().splitlines()
+    write_lines(bad, [*lines[:211], lines[211][:30], *lines[212:]])
     road.submit()
     tasks = [f"preprocess-pool.{task}" for task in range(5)]
     slurm.wait_for(lambda: all(road.jobs()[task][1] in FINISHED for task in tasks), "the array has ended")
@@ -262,11 +290,11 @@ def test_a_poisoned_line_fails_its_own_shard_only(five_files: Pipeline, tmp_path
     assert shown["preprocess-pool"]["state"] == "failed"
     assert "part3.jsonl.gz, line 212" in road.miniplm("status", road.directory)
 
-    write_lines(poisoned, [*lines[:211], json.dumps({"text": "mended, and of another length"}), *lines[212:]])
+    write_lines(bad, [*lines[:211], json.dumps({"text": "mended, and of another length"}), *lines[212:]])
     before = times(road.directory / "data/shards")
     said = road.submit()
     assert re.search(r"preprocess-pool x 5 +submitted", said)
-    slurm.wait_for(lambda: road.jobs()["split"][1] == "COMPLETED", "the rest goes on", 120)
+    slurm.wait_for(lambda: road.jobs()["split"][1] == "COMPLETED", "the rest goes on")
     starts = {task: len(list((road.directory / "slurm/attempts" / task).iterdir())) for task in tasks}
     assert starts == {task: 2 if task == tasks[3] else 1 for task in tasks}, "only that shard runs again"
     assert before.items() <= times(road.directory / "data/shards").items()
@@ -274,8 +302,8 @@ def test_a_poisoned_line_fails_its_own_shard_only(five_files: Pipeline, tmp_path
     whole = tmp_path / "whole.jsonl"
     whole.write_bytes(b"".join(gzip.decompress(path.read_bytes()) for path in sorted((tmp_path / "text").iterdir())))
     expected = tmp_path / "expected/pool"
-    flags = ("--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", tmp_path / "tokenizer", "--append-eod")
-    road.miniplm("preprocess-data", "--input", whole, "--output-prefix", expected, *flags)
+    flags = ("--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", tokenizer, "--append-eod")
+    run_here("preprocess-data", "--input", whole, "--output-prefix", expected, *flags)
     for suffix in (".bin", ".idx"):
         ours = road.directory / f"data/pool_text_document{suffix}"
         assert ours.read_bytes() == Path(f"{expected}_text_document{suffix}").read_bytes()
@@ -295,7 +323,7 @@ def test_what_is_submitted_twice_does_not_run_at_a_time(five_files: Pipeline, tm
     for stage in ("preprocess-pool", "split"):
         twins = sorted({job for job, name in listing if name == f"{road.tag}.{stage}"}, key=int)
         for job in twins:
-            slurm.wait_for(lambda job=job: slurm.state(job) == "COMPLETED", f"{stage} is done", 120)
+            slurm.wait_for(lambda job=job: slurm.state(job) == "COMPLETED", f"{stage} is done")
         assert len(twins) == 2
         assert slurm.show(twins[0])["EndTime"] <= slurm.show(twins[1])["StartTime"]
 

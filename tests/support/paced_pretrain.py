@@ -1,7 +1,8 @@
 """Our student entry point, slow from some iteration on, so that what stops a job comes in the middle of its training.
 
-Only a start without a checkpoint is slowed down: one that resumes has shown what it is to show once it is at the end.
-Numbers are what they are without this.
+    <orders>/seconds    how long an iteration takes, from iteration SLOW_ITERATION on; may change while jobs run
+
+The directory of the orders is named by the variable MINIPLM_TEST_ORDERS. Numbers are what they are without this.
 """
 
 # The order of these lines is what a user would have.
@@ -11,15 +12,20 @@ plug_in()
 
 import os  # noqa: E402
 import time  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from megatron.training import get_args  # noqa: E402
 
 from megatron_miniplm.training import student  # noqa: E402
 
-#: The first slow iteration, and how long it and each after it waits.
-SLOW_ITERATION = int(os.environ.get("SLOW_ITERATION", "12"))
-SLOW_SECONDS = float(os.environ.get("SLOW_SECONDS", "0"))
+ORDER = Path(os.environ["MINIPLM_TEST_ORDERS"]) / "seconds"
+SLOW_ITERATION = int(os.environ["SLOW_ITERATION"])
+POLL_SECONDS = 0.1
+
+
+def ordered_seconds() -> float:
+    return float(ORDER.read_text()) if ORDER.exists() else 0
 
 
 def slow_down() -> None:
@@ -27,13 +33,12 @@ def slow_down() -> None:
     waited_for: set[int] = set()
 
     def slow_forward_step(data_iterator: Any, model: Any) -> Any:
-        args = get_args()
-        iteration = args.curr_iteration + 1
-        if args.iteration == 0 and iteration >= SLOW_ITERATION and iteration not in waited_for:
+        iteration = get_args().curr_iteration + 1
+        if iteration >= SLOW_ITERATION and iteration not in waited_for:
             waited_for.add(iteration)
-            resume_at = time.monotonic() + SLOW_SECONDS
-            while (left := resume_at - time.monotonic()) > 0:
-                time.sleep(left)
+            started = time.monotonic()
+            while time.monotonic() - started < ordered_seconds():
+                time.sleep(POLL_SECONDS)
         return forward_step(data_iterator, model)
 
     student.forward_step = slow_forward_step

@@ -1,7 +1,6 @@
-"""`miniplm` on a slow file server, and with accidents: what jobs of tests run in its place.
+"""`miniplm` on a slow file server: what jobs of tests run in its place.
 
-    <run>/orders/seconds    so long takes the publication of a block; may change while jobs run
-    <run>/orders/die        kill -9 of the rank that is about to publish a block
+    <run>/orders/seconds    how long the publication of a block takes; may change while jobs run
     <run>/orders/begun      written by ranks: the number of each block that they begin to work on, one a line
 
 Scores are what they are without this. A script called `miniplm` that is first in `PATH` runs it with `<run>/orders` in
@@ -9,7 +8,6 @@ the variable MINIPLM_TEST_ORDERS.
 """
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -37,8 +35,6 @@ def slow_down() -> None:
         started = time.monotonic()
         while time.monotonic() - started < seconds():
             time.sleep(POLL_SECONDS)
-        if (ORDERS / "die").exists():
-            os.kill(os.getpid(), signal.SIGKILL)
         return write_block(self, *arguments)
 
     ScoreStore.write_block = slow_write_block  # type: ignore[method-assign]

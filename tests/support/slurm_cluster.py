@@ -31,8 +31,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-POLL_SECONDS = 0.1
-COMMAND_TIMEOUT_SECONDS = 60
+POLL_SECONDS = 0.25
+#: Most waits take a second or two. Other processes may keep the machine busy, so the limit is far above that.
+WAIT_SECONDS = 180
+COMMAND_TIMEOUT_SECONDS = 120
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
 #: Debian's daemons are not on every user's path.
 SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
@@ -56,7 +58,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-# cred_expire is also how long a requeued job waits before it starts again; 120 s by default.
+# A requeued job waits for cred_expire seconds before it starts again. Below 5, Slurm takes its default, 120 s.
 AuthInfo=socket={directory}/munge.socket,cred_expire=5
 {communication}
 ProctrackType={proctrack}
@@ -85,11 +87,10 @@ MaxArraySize=1001
 FirstJobId={first_job}
 KillWait={kill_wait_seconds}
 SlurmctldTimeout=30
-# A node that does not answer is given up after about 20 s; longer message timeouts would make it 30 s.
-SlurmdTimeout=10
-MessageTimeout=5
+SlurmdTimeout={slurmd_timeout_seconds}
+MessageTimeout={message_timeout_seconds}
 TCPTimeout=1
-# A busy machine is slow to start a job; after 10 s, the default, the job is taken for lost and started again.
+# A busy machine is slow to start a job. After 10 s, the default, slurmctld would start the job again.
 BatchStartTimeout=120
 MinJobAge=3600
 GresTypes=gpu
@@ -166,8 +167,10 @@ class SlurmCluster:
         num_cpus: int = 8,
         num_gpus: int = 2,
         memory_mb: int = 64_000,
-        grace_seconds: int = 10,
-        kill_wait_seconds: int = 10,
+        grace_seconds: int = 60,
+        kill_wait_seconds: int = 8,
+        slurmd_timeout_seconds: int = 60,
+        message_timeout_seconds: int = 10,
         proctrack: str = "linuxproc",
         own_namespaces: bool | None = None,
     ) -> None:
@@ -175,7 +178,12 @@ class SlurmCluster:
 
         Args:
             num_cpus, num_gpus, memory_mb: of one node, and made up.
-            kill_wait_seconds: between SIGTERM and SIGKILL when Slurm ends a job.
+            grace_seconds: the time that a preempted job has before Slurm kills it.
+            kill_wait_seconds: between SIGTERM and SIGKILL when Slurm ends a job. It has to be less than
+                message_timeout_seconds: a node reports the end of a step when the step has ended. If that takes longer,
+                slurmctld asks again a minute later, and may end a step of the job's next start.
+            slurmd_timeout_seconds: slurmctld declares a silent node down after once or twice this time. A busy machine
+                needs a long one; tests call `declare_down` instead of waiting.
             proctrack: how Slurm finds the processes of a step: `linuxproc`, by descent, as cgroups would find them; or
                 `pgid`, which loses those in sessions of their own, such as torchrun's ranks.
             own_namespaces: of each node; by default, where the kernel allows it.
@@ -186,6 +194,8 @@ class SlurmCluster:
         self._settings = {
             "grace_seconds": grace_seconds,
             "kill_wait_seconds": kill_wait_seconds,
+            "slurmd_timeout_seconds": slurmd_timeout_seconds,
+            "message_timeout_seconds": message_timeout_seconds,
             "proctrack": f"proctrack/{proctrack}",
         }
         self._hosts: dict[str, Host] = {}
@@ -293,12 +303,12 @@ class SlurmCluster:
 
     # --- Waiting -------------------------------------------------------------------------------------------------
 
-    def wait_for(self, condition: Callable[[], bool], what: str, timeout_seconds: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_seconds: float = WAIT_SECONDS) -> None:
         deadline = time.monotonic() + timeout_seconds
         while not condition():
             self._sleep_until(deadline, what)
 
-    def wait(self, job: str, *states: str, timeout_seconds: float = 60) -> str:
+    def wait(self, job: str, *states: str, timeout_seconds: float = WAIT_SECONDS) -> str:
         """Wait until a job is in one of these states (by default, until it is finished); returns the state."""
         expected = frozenset(states) or FINISHED
         words = " or ".join(sorted(expected))
@@ -308,15 +318,25 @@ class SlurmCluster:
             self._sleep_until(deadline, f"job {job} is {words}")
         return state
 
-    def wait_for_output(self, job: str, text: str, timeout_seconds: float = 60) -> None:
+    def wait_for_output(self, job: str, text: str, timeout_seconds: float = WAIT_SECONDS) -> None:
         self.wait_for(lambda: text in self.output(job), f"job {job} writes {text!r}", timeout_seconds)
+
+    def wait_for_start(self, job: str, number: int, timeout_seconds: float = WAIT_SECONDS) -> None:
+        """Wait until a job runs for the second, third, ... time."""
+
+        def has_started() -> bool:
+            shown = self.show(job)
+            assert shown["JobState"] not in FINISHED, f"job {job} is {shown['JobState']}:\n{self.output(job)[-3000:]}"
+            return (shown["Restarts"], shown["JobState"]) == (str(number - 1), "RUNNING")
+
+        self.wait_for(has_started, f"start {number} of job {job}", timeout_seconds)
 
     def _sleep_until(self, deadline: float, what: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited in vain: {what}\n{self.queue()}")
         time.sleep(POLL_SECONDS)
 
-    def wait_until_idle(self, timeout_seconds: float = 60) -> None:
+    def wait_until_idle(self, timeout_seconds: float = WAIT_SECONDS) -> None:
         """Wait until every node is there, and free."""
         self.wait_for(
             lambda: {self.node_state(name) for name in self._nodes} == {"idle"}, "all nodes are idle", timeout_seconds
@@ -325,13 +345,18 @@ class SlurmCluster:
     # --- What breaks ---------------------------------------------------------------------------------------------
 
     def kill_node(self, name: str) -> None:
-        """Kill a node's slurmd; the jobs on it go on unseen. The controller notices after about 20 s."""
+        """Kill a node's slurmd; jobs on it continue, and Slurm cannot see them. `declare_down` tells the controller."""
         self._hosts[name].stop_latest(signal.SIGKILL)
         self.wait_for(lambda: not self._listens(name), f"slurmd of {name} is dead")
 
     def crash_node(self, name: str) -> None:
         """Switch a node off: every process on it is killed (without namespaces: its slurmd only)."""
         self._hosts.pop(name).switch_off()
+
+    def declare_down(self, name: str) -> None:
+        """Declare a node down, as slurmctld itself does after SlurmdTimeout: the jobs on it are requeued."""
+        self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=test")
+        self.wait_for(lambda: self.node_state(name).startswith("down"), f"{name} is down")
 
     def restore_node(self, name: str) -> None:
         """Bring a node back that was killed or has crashed, and wait until jobs can use it."""
@@ -341,6 +366,12 @@ class SlurmCluster:
     def node_state(self, name: str) -> str:
         """idle, mixed, allocated, down*, idle+drain, ...; `sinfo` is not always up to date."""
         return fields_of(self.run("scontrol", "show", "node", "--oneliner", name))["State"].lower()
+
+    def preempt_all(self, timeout_seconds: float = WAIT_SECONDS) -> None:
+        """Run a job that needs all nodes and preempts whatever runs there, to its end."""
+        flags = ("--partition=urgent", f"--nodes={len(self._nodes)}", "--exclusive")
+        urgent = self.submit(*flags, script="#!/bin/bash\n")
+        self.wait(urgent, "COMPLETED", timeout_seconds=timeout_seconds)
 
     def kill_controller(self) -> None:
         """SIGTERM to slurmctld, as from a service manager. After SIGKILL it would not know which jobs have started."""
@@ -485,6 +516,14 @@ class SlurmCluster:
         except ClusterError:
             return False
         return True
+
+
+def installed_version() -> str:
+    """Such as `slurm-wlm 22.05.8`."""
+    program = shutil.which("slurmctld", path=SEARCH_PATH)
+    if program is None:
+        raise ClusterError("SLURM is not installed: no slurmctld")
+    return subprocess.run([program, "-V"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def fields_of(shown: str) -> dict[str, str]:

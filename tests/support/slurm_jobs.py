@@ -5,7 +5,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,12 @@ from megatron_runs import REPOSITORY
 from slurm_cluster import SlurmCluster
 
 SUBMIT = REPOSITORY / "slurm" / "submit_pipeline.sh"
+#: Before its time limit, a job is warned. SLURM looks every 30 s which jobs are to be warned or killed.
+STOP_SECONDS = 120
 #: A cluster like that of `SlurmCluster`; what a test adds stands below it.
 ENVIRONMENT = """\
 source "$MINIPLM_HOME/slurm/env.sh"
-RANKS_PER_NODE=2 GPU_FLAGS=() CPUS_PER_RANK=1 CPUS_PER_TOOL=2 STOP_SECONDS=120
+RANKS_PER_NODE=2 GPU_FLAGS=() CPUS_PER_RANK=1 CPUS_PER_TOOL=2 STOP_SECONDS={stop_seconds}
 NODE_LOCAL={directory}/node_local
 setup_environment() {{
     export PATH="{programs}:$PATH" OMP_NUM_THREADS=1
@@ -67,7 +69,9 @@ class PipelineRun:
         self._environment_path = directory / "test_env.sh"
         (directory / "slurm" / "logs").mkdir(parents=True)
         paths = [*programs, Path(sys.executable).parent]
-        self._environment = ENVIRONMENT.format(directory=directory, programs=":".join(map(str, paths)))
+        self._environment = ENVIRONMENT.format(
+            directory=directory, programs=":".join(map(str, paths)), stop_seconds=STOP_SECONDS
+        )
         self.configure(environment=environment)
 
     def configure(self, *, environment: str | None = None, **settings: str | Iterable[str | Path]) -> None:
@@ -90,6 +94,14 @@ class PipelineRun:
         assert "afterok" not in dependencies, f"{stage} waits for other stages: {dependencies}"
         variables["MINIPLM_HOME"] = str(REPOSITORY)
         return self.slurm.run(*call, cwd=REPOSITORY, variables=variables).strip()
+
+    def come_near_time_limit(self, job: str) -> None:
+        """Move a running job's time limit to where SLURM warns the job within 30 s, and kills it later."""
+        self.slurm.run("scontrol", "update", f"jobid={job}", f"EndTime=now+{STOP_SECONDS}seconds")
+
+    def forget_time_limit(self, job: str) -> None:
+        """Give a job the half hour again that it was submitted with."""
+        self.slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=30")
 
     def attempts(self, unit: str) -> list[Attempt]:
         """All starts of a stage (`<stage>.<task>` in an array), by job and number."""
@@ -129,26 +141,44 @@ def write_program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+def write_order(path: Path, text: str) -> None:
+    """Write a file that running programs read, whole or not at all."""
+    path.with_suffix(".tmp").write_text(text)
+    path.with_suffix(".tmp").rename(path)
+
+
 def program_path(name: str) -> str:
     found = shutil.which(name)
     assert found is not None, f"{name} is not on PATH"
     return found
 
 
-def ranks_of(slurm: SlurmCluster, job: str) -> dict[int, int]:
-    """Process ids, as seen from here, of the living ranks of a job; of an earlier start, too, while they live."""
+def processes_of_job(
+    slurm: SlurmCluster, job: str, is_wanted: Callable[[list[str]], bool] = lambda words: True
+) -> dict[int, dict[str, str]]:
+    """Living processes of a job whose command line is wanted: their variables, by process id as seen from here.
+
+    They may belong to an earlier start of the job.
+    """
     found = {}
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
-            if not entry.name.isdecimal() or not (entry / "cmdline").read_bytes():
+            words = _words(entry / "cmdline") if entry.name.isdecimal() else []
+            if not words or not is_wanted(words):
                 continue
-            pairs = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-            variables = dict(pair.partition("=")[::2] for pair in pairs)
+            variables = dict(pair.partition("=")[::2] for pair in _words(entry / "environ"))
             here = variables.get("SLURM_CONF") == slurm.environment()["SLURM_CONF"]
-            if here and variables.get("SLURM_JOB_ID") == job and "RANK" in variables:
-                found[int(variables["RANK"])] = int(entry.name)
+            if here and variables.get("SLURM_JOB_ID") == job:
+                found[int(entry.name)] = variables
     return found
 
 
 def kill_rank(slurm: SlurmCluster, job: str, rank: int) -> None:
-    os.kill(ranks_of(slurm, job)[rank], signal.SIGKILL)
+    processes = processes_of_job(slurm, job)
+    (pid,) = [pid for pid, variables in processes.items() if variables.get("RANK") == str(rank)]
+    os.kill(pid, signal.SIGKILL)
+
+
+def _words(path: Path) -> list[str]:
+    """Of a file below /proc that ends each with a zero byte."""
+    return path.read_bytes().decode(errors="replace").split("\0")[:-1]

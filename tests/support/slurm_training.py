@@ -1,7 +1,7 @@
 """Training as jobs of `slurm/train.sbatch`, at a size that one core trains in seconds, and what is seen of it."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_runs import (
@@ -15,66 +15,81 @@ from megatron_runs import (
     write_corpus,
 )
 from slurm_cluster import SlurmCluster
-from slurm_jobs import PipelineRun
+from slurm_jobs import PipelineRun, write_order
 
 STAGE = "train-teacher"
 NUM_ITERATIONS = 60
-#: From here on, a start without a checkpoint waits in each iteration, so that what stops it comes in the middle.
+#: From here on, iterations take as long as ordered, so that what stops a start comes in the middle.
 SLOW_ITERATION = 12
-#: No checkpoint but that of the stop, and the last.
+SAVE_INTERVAL = 5
+#: For a start of torch and Megatron on a machine that is busy with other tests.
+PATIENCE_SECONDS = 600
+#: For intervals: longer than any training here.
 NEVER = 1000
 OURS = ("-m", "megatron_miniplm.pretrain_gpt")
 PACED = (str(REPOSITORY / "tests" / "support" / "paced_pretrain.py"),)
 LENGTH_FLAGS, TOKENIZER_FLAGS = DATA_FLAGS[:2], DATA_FLAGS[2:]
 
 
-class TrainingRun(PipelineRun):
-    """A run of which one model is trained, with what it has to equal.
+@dataclass(frozen=True, kw_only=True)
+class UndisturbedTraining:
+    """A training without SLURM, in one go.
 
-    Args:
-        slow_seconds: how long a slow iteration waits.
-        launcher: srun or torchrun.
-        environment: more lines of the environment file.
-        settings: more of the configuration.
+    Attributes:
+        corpus: its data; Megatron's index of it is in `cache`.
+        checkpoint: that of the last iteration.
+        losses: by iteration.
     """
 
-    def __init__(
-        self,
-        slurm: SlurmCluster,
-        directory: Path,
-        corpus: Path,
-        flags: Sequence[str],
-        *,
-        num_nodes: int = 1,
-        num_ranks: int = 1,
-        program: Sequence[str] = PACED,
-        slow_seconds: float = 0,
-        environment: Iterable[str] = (),
-        **settings: str | Iterable[str | Path],
-    ) -> None:
+    corpus: Path
+    cache: Path
+    checkpoint: Path
+    losses: dict[int, float]
+
+
+def train_undisturbed(directory: Path) -> UndisturbedTraining:
+    corpus, cache, checkpoint = directory / "corpus", directory / "cache", directory / "checkpoint"
+    write_corpus(corpus, random_sequences(range(2, 150)))
+    flags = [*TOKENIZER_FLAGS, *training_flags(cache, save_interval=NEVER), "--data-path", str(corpus)]
+    outputs = ["--save", str(checkpoint), "--tensorboard-dir", str(directory / "tensorboard")]
+    done = run([*launcher(1), *OURS, *flags, *outputs], PATIENCE_SECONDS)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (losses,) = curves_of(directory / "tensorboard")
+    assert list(losses) == list(range(1, NUM_ITERATIONS + 1))
+    return UndisturbedTraining(corpus=corpus, cache=cache, checkpoint=checkpoint, losses=losses)
+
+
+class TrainingRun(PipelineRun):
+    """A run that trains one model, on the data of an undisturbed training."""
+
+    def __init__(self, slurm: SlurmCluster, directory: Path, undisturbed: UndisturbedTraining) -> None:
         configuration: dict[str, str | Iterable[str | Path]] = {
-            "CORPUS": (corpus,),
+            "CORPUS": (undisturbed.corpus,),
             "TOKENIZER": TOKENIZER_FLAGS,
-            "TRAINING_PROGRAM": program,
-            "TEACHER_TRAINING": flags,
+            "TRAINING_PROGRAM": PACED,
+            "TEACHER_TRAINING": training_flags(undisturbed.cache, save_interval=SAVE_INTERVAL),
             "REFERENCE_MODEL": ("--load-hf", "no-such-model"),
-            "NODES_TRAINING": str(num_nodes),
-            "RANKS_TRAINING": str(num_ranks),
+            "RANKS_TRAINING": "1",
             "TIME_TRAINING": "30",
-            **settings,
         }
-        lines = [f"export SLOW_ITERATION={SLOW_ITERATION} SLOW_SECONDS={slow_seconds}", *environment]
-        super().__init__(slurm, directory, configuration, environment="\n".join(lines))
+        self._orders = directory / "orders"
+        self._orders.mkdir(parents=True)
+        exports = f'export MINIPLM_TEST_ORDERS="{self._orders}" SLOW_ITERATION={SLOW_ITERATION}'
+        super().__init__(slurm, directory, configuration, environment=exports)
 
     @property
     def checkpoint(self) -> Path:
         return self.directory / "teacher" / "checkpoint"
 
+    def order_seconds(self, seconds: float) -> None:
+        """How long each iteration takes, of running and future starts; see paced_pretrain.py."""
+        write_order(self._orders / "seconds", str(seconds))
+
     def train(self) -> str:
         """Submit the training; returns the job's id."""
         return self.submit(STAGE)
 
-    def wait_for_iteration(self, job: str, iteration: int, timeout_seconds: float = 120) -> None:
+    def wait_for_iteration(self, job: str, iteration: int, timeout_seconds: float) -> None:
         self.slurm.wait_for_output(job, f"iteration {iteration:8d}/", timeout_seconds)
 
     def saved_iteration(self) -> int:
@@ -86,41 +101,14 @@ class TrainingRun(PipelineRun):
         """The float32 losses that each start has given to TensorBoard, by iteration."""
         return curves_of(self.directory / "teacher" / "tensorboard")
 
-    def processes_of(self, attempt: str) -> list[int]:
-        """Ids of the processes that train for an attempt (`<job>.<number>`) on whatever node, and of its srun."""
-        wanted = {f"MINIPLM_ATTEMPT={attempt}", f"MINIPLM_CURRENT={self.directory}/slurm/current/{STAGE}"}
-        found = []
-        for entry in Path("/proc").iterdir():
-            with suppress(OSError):
-                if not entry.name.isdecimal() or "--train-iters" not in _words(entry / "cmdline"):
-                    continue
-                if wanted <= _words(entry / "environ"):
-                    found.append(int(entry.name))
-        return found
 
-
-def training_flags(cache: Path, *, save_interval: int = NEVER) -> list[str]:
+def training_flags(cache: Path, *, save_interval: int) -> list[str]:
     """Megatron's flags without tokenizer, data and checkpoint, which the stage adds."""
     return [
         *(*ARCHITECTURE_FLAGS, *LENGTH_FLAGS, *TRAINING_FLAGS, "--train-iters", str(NUM_ITERATIONS)),
         *("--eval-interval", str(NEVER), "--save-interval", str(save_interval)),
         *("--data-cache-path", str(cache), "--tensorboard-log-interval", "1"),
     ]
-
-
-def train_undisturbed(corpus: Path, directory: Path, flags: Sequence[str], num_processes: int) -> dict[int, float]:
-    """The losses of the same training without Slurm, in one go."""
-    ours = ["--data-path", str(corpus), "--tensorboard-dir", str(directory)]
-    done = run([*launcher(num_processes), *OURS, *TOKENIZER_FLAGS, *flags, *ours])
-    assert done.returncode == 0, done.stderr[-4000:]
-    (losses,) = curves_of(directory)
-    assert list(losses) == list(range(1, NUM_ITERATIONS + 1))
-    return losses
-
-
-def write_training_corpus(prefix: Path) -> Path:
-    write_corpus(prefix, random_sequences(range(2, 150)))
-    return prefix
 
 
 def curves_of(log_dir: Path) -> list[dict[int, float]]:
@@ -133,8 +121,3 @@ def curves_of(log_dir: Path) -> list[dict[int, float]]:
         if "lm loss" in events.Tags()["scalars"]:
             curves.append({event.step: event.value for event in events.Scalars("lm loss")})
     return curves
-
-
-def _words(path: Path) -> set[str]:
-    """Of a file below /proc that ends each with a zero byte."""
-    return set(path.read_bytes().decode(errors="replace").split("\0"))
