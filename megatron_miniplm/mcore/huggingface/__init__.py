@@ -3,8 +3,13 @@
 | module | answers |
 |---|---|
 | `architecture` | what both sides must agree on, in neither side's words |
-| `config_json` | `config.json` -> architecture, and back, for every family that we know |
+| `families` | which families of models Megatron's decoder expresses, and which of them fits an architecture |
+| `config_fields` | typed and bounded access to the fields of a `config.json` |
+| `config_json` | `config.json` -> architecture |
+| `config_writing` | architecture -> `config.json` |
 | `megatron_flags` | architecture -> Megatron's flags, and Megatron's args -> architecture |
+| `hub` | the name of a model on the hub -> its directory in this machine's cache |
+| `safetensors_header` | the checked header of one safetensors file |
 | `tensor_files` | which tensors a directory's safetensors files hold, and slices of them |
 | `mapping` | the one table: which rows of which Hugging Face tensors make up a Megatron parameter |
 | `model` | a directory: its flags, its fingerprint, its checks (no torch) |

@@ -18,7 +18,8 @@ from megatron.core import mpu
 from megatron_miniplm.artifacts.atomic import publish, temporary_beside, write_json
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.huggingface.architecture import Architecture
-from megatron_miniplm.mcore.huggingface.config_json import FAMILIES, config_of_architecture, family_of, misfits
+from megatron_miniplm.mcore.huggingface.config_writing import config_of_architecture
+from megatron_miniplm.mcore.huggingface.families import FAMILIES, family_of, misfits
 from megatron_miniplm.mcore.huggingface.mapping import Layout, block_size, layout_of, tensor_shapes
 from megatron_miniplm.mcore.huggingface.model import CONFIG_FILE, TOKENIZER_FILES
 from megatron_miniplm.mcore.huggingface.parameters import named_parameters, tensor_parallel_place
