@@ -93,7 +93,7 @@ def _inspect(args: argparse.Namespace) -> dict[str, Any]:
 
     from megatron_miniplm.training.consumed import parts_of_samples, samples_of_iteration
     from megatron_miniplm.training.dataset import refinement_of_run
-    from megatron_miniplm.training.student import train_valid_test_datasets_provider
+    from megatron_miniplm.training.provider import train_valid_test_datasets_provider
 
     set_args(args)
     samples = samples_of_iteration(args, args.iteration)

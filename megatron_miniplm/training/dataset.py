@@ -28,7 +28,7 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.program import say_once
 from megatron_miniplm.training.document_index import IndexSettings, NothingToTrainOnError, build_indices
 from megatron_miniplm.training.index_cache import IndexCache
-from megatron_miniplm.training.refinement import RefinedPrefix, Refinement
+from megatron_miniplm.training.refinement import RefinedPrefix, Refinement, refuse_too_many
 from megatron_miniplm.training.schedule import starts_in_prefix
 
 #: Key of a sample beside Megatron's: (4,) float32, see `CONSUMED`.
@@ -60,6 +60,11 @@ def refined_class(cls: Any, config: Any) -> Any:
         raise InputError(
             f"--miniplm-ratio-schedule follows the order of samples, --dataloader-type {args.dataloader_type} has "
             "another: use single"
+        )
+    if args.miniplm_weighting == "loss" and getattr(args, "mtp_num_layers", None):
+        raise InputError(
+            "--miniplm-weighting loss with --mtp-num-layers: Megatron divides the losses of further tokens by the sum of "
+            "the loss mask, in which the weights travel; use --miniplm-weighting resample, or leave one of them out"
         )
     _check_blend(refinement, config)
     config.miniplm = refinement  # not a field: a script makes the configuration by Megatron's own class
@@ -188,6 +193,7 @@ class DifferenceSampledGPTDataset(GPTDataset):
     def _build(self, starts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         refined, path = self.refined, self.dataset_path
         num_sequences = self.numel_low_level_dataset(self.dataset)
+        refuse_too_many(path, num_sequences)
         first, stop = self._range(num_sequences)
         if refined is not None:
             refined.check_corpus(path, num_sequences)
