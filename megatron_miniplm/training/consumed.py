@@ -79,8 +79,8 @@ def _refuse_ignored_rampup() -> None:
     import megatron.core
 
     raise InputError(
-        f"--rampup-batch-size: megatron-core {megatron.core.__version__} ignores this flag, older ones grow the batch by "
-        "it. If the run was on this version, leave the flag out; if it was on an older one, run inspect-batch there"
+        f"--rampup-batch-size: megatron-core {megatron.core.__version__} ignores this flag, 0.17 grows the batch by "
+        "it: leave it out if the run was on this version, or run inspect-batch with that of the run"
     )
 
 

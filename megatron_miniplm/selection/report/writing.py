@@ -61,9 +61,8 @@ def write_report(
         tally = _tally(reported, others, num_examples, output_dir)
         for corpus in reported.corpus.corpora:
             corpus.forget_pages()
-        plots = draw_plots(
-            tally, reported.rule.measure, [value for value in reported.lowest_values if value is not None]
-        )
+        lowest = [value for value in reported.lowest_values if value is not None]
+        plots = draw_plots(tally, reported.rule.measure, lowest)
         findings = Findings(
             reported=reported,
             tally=tally,
