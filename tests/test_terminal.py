@@ -1,11 +1,14 @@
 """What is printed of data: every control character visible, everything else untouched."""
 
+import io
+import json
 import logging
 import unicodedata
+from pathlib import Path
 
 import pytest
 
-from megatron_miniplm.terminal import PrintableFormatter, printable
+from megatron_miniplm.terminal import PrintableFormatter, PrintableStream, printable, printable_json
 
 
 def test_a_terminal_sequence_becomes_readable_text() -> None:
@@ -46,3 +49,22 @@ def test_log_records_are_escaped_with_their_arguments_and_tracebacks(caplog: pyt
     text = PrintableFormatter("%(message)s").format(caplog.records[0])
     assert text.startswith("read a\\x1b[1m.jsonl\n")
     assert text.endswith("ValueError: \\x1b[2J")
+
+
+def test_json_stays_json_and_says_the_same() -> None:
+    value = {"text\x9b": "漢 \x1b]0;title\x07 \u202e \n", "list": [1, None]}
+    text = printable_json(value)
+    assert json.loads(text) == value
+    assert printable(text) == text
+    assert "漢" in text
+
+
+def test_a_stream_escapes_what_is_written_and_passes_the_rest_on(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w", encoding="utf-8") as file:
+        stream = PrintableStream(file)
+        print("a\x1b[1m", "b", sep="\t", file=stream, flush=True)
+        assert stream.encoding == "utf-8"
+        assert stream.fileno() == file.fileno()
+        assert not stream.isatty()
+        assert (tmp_path / "log").read_text() == "a\\x1b[1m\tb\n"
+    assert PrintableStream(io.StringIO()).write("\x07x") == 2
