@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_miniplm.artifacts.atomic import write_text
 from megatron_miniplm.artifacts.manifest import is_prefix
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 
 DATA_ARGS = "data_args.txt"
@@ -59,10 +60,11 @@ def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:
 
 def _prefixes_of_directory(directory: Path) -> list[Path]:
     path = directory / DATA_ARGS
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{directory} is a directory without {DATA_ARGS}: give prefixes, or a split or selection")
     try:
-        words = path.read_text(encoding="utf-8").split()
+        with open_regular(path) as stream:
+            words = stream.read().decode("utf-8").split()
     except UnicodeDecodeError as error:
         raise CorruptArtifactError(f"{path} is not UTF-8 (byte {error.start}): make the directory again") from None
     if len(words) % 2 or not all(_WEIGHT.fullmatch(weight) for weight in words[::2]):

@@ -4,18 +4,17 @@
 <--tensorboard-dir>/miniplm_validation.json  which data its validation losses are of; one entry for each that it had
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts.atomic import write_json
+from megatron_miniplm.artifacts.json_files import read_json
 from megatron_miniplm.errors import CorruptArtifactError
 
 TRAINING_RECORD = "miniplm_training.json"
 VALIDATION_RECORD = "miniplm_validation.json"
 FORMAT_VERSION = 1
-_MAX_BYTES = 64 << 20
 
 
 def write_record(path: Path, **values: Any) -> None:
@@ -34,14 +33,8 @@ def read_record(path: Path, *, fields: Mapping[str, type]) -> dict[str, Any] | N
     remedy = "delete it to go on without what it says"
     if not path.exists():
         return None
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-            raise ValueError("it is no file of ours")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found = values["format_version"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CorruptArtifactError(f"{path} is damaged ({error!r}): {remedy}") from None
-    if found != FORMAT_VERSION:
+    values = read_json(path, what="record of a run", remedy=remedy)
+    if (found := values.get("format_version")) != FORMAT_VERSION:
         raise CorruptArtifactError(f"{path} has format version {found}, this release reads {FORMAT_VERSION}: {remedy}")
     if wrong := [name for name, kind in fields.items() if not isinstance(values.get(name), kind)]:
         raise CorruptArtifactError(f"{path} lacks a valid {wrong[0]!r}: {remedy}")

@@ -5,7 +5,6 @@
 Axes: K kept sequences, B blocks of them.
 """
 
-import stat
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts.atomic import array_header
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError
 
 INDEX_DTYPE = np.dtype("<i8")
@@ -154,19 +154,13 @@ def check_header(path: Path, dtype: np.dtype, num_values: int) -> int:
     header = array_header(num_values, dtype)
     expected_bytes = len(header) + num_values * dtype.itemsize
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise CorruptArtifactError(f"{path} is not a regular file: {_REMEDY}")
-        if found.st_size != expected_bytes:
-            raise CorruptArtifactError(
-                f"{path} has {found.st_size} bytes, expected {expected_bytes} ({num_values} values of {dtype}): "
-                f"{_REMEDY}"
-            )
-        with open(path, "rb") as stream:
-            if stream.read(len(header)) != header:
-                raise CorruptArtifactError(
-                    f"{path} has a damaged header, expected an array of {num_values} values of {dtype}: {_REMEDY}"
-                )
+        with open_regular(path) as stream:
+            found, size_bytes = stream.read(len(header)), stream.seek(0, 2)
     except OSError as error:
         raise CorruptArtifactError(f"{path} cannot be read ({error.strerror}): {_REMEDY}") from None
+    if found != header or size_bytes != expected_bytes:
+        wrong = "a damaged header" if size_bytes == expected_bytes else f"{size_bytes} bytes"
+        raise CorruptArtifactError(
+            f"{path} has {wrong}, expected {num_values} values of {dtype} in {expected_bytes} bytes: {_REMEDY}"
+        )
     return len(header)

@@ -12,7 +12,6 @@
 Format page: docs/formats.md.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_file
+from megatron_miniplm.artifacts.json_files import read_json
 from megatron_miniplm.artifacts.manifest import Manifest, load_manifest
 from megatron_miniplm.artifacts.selected_arrays import (
     CHECKSUM_DTYPE,
@@ -195,22 +195,17 @@ class Selection:
 
 def _read_summary(path: Path, manifest: Manifest) -> dict[str, Any]:
     """What `selection.json` holds, after its size, checksum and version were compared."""
-    try:
-        size_bytes = path.stat().st_size if path.is_file() else -1
-        if not 0 <= size_bytes <= _MAX_JSON_BYTES:
-            raise CorruptArtifactError(f"{path} is missing, or no {SELECTION} of ours: {_REMEDY}")
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        found = summary.get("format_version")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise CorruptArtifactError(f"{path} is damaged ({error!r}): {_REMEDY}") from None
-    if found != FORMAT_VERSION:
+    summary: dict[str, Any] = read_json(
+        path, what="summary of the selection", max_bytes=_MAX_JSON_BYTES, remedy=_REMEDY
+    )
+    if (found := summary.get("format_version")) != FORMAT_VERSION:
         raise CorruptArtifactError(
             f"{path} has format version {found}, this release reads {FORMAT_VERSION}: select again from the same "
             "scores, which gives the same sequences, or use the release that wrote it"
         )
     if digest_file(path) != manifest.files.get(SELECTION, {}).get("blake2b"):
         raise CorruptArtifactError(f"{path} does not match its checksum in the manifest: {_REMEDY}")
-    return dict(summary)
+    return summary
 
 
 def _prefix(directory: Path, entry: Mapping[str, Any], start: int, files: Mapping[str, Any]) -> SelectedPrefix:

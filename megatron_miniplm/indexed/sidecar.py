@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors, publish
 from megatron_miniplm.artifacts.manifest import checksum_of
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.layout import bin_path
@@ -344,8 +345,7 @@ def _checked(view: IndexedCorpus, part: slice, source: IndexedCorpus, found_K: n
 def _open(path: Path) -> pq.ParquetFile:
     if not path.exists():
         raise InputError(f"{path} does not exist: preprocess again to make it")
-    if not path.is_file():
-        raise CorruptArtifactError(f"{path} is not a regular file: {_REMEDY}")
+    open_regular(path).close()
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         schema = file.schema_arrow

@@ -12,12 +12,16 @@ before. Line numbers are those of megatron-core 0.19.2.
 import argparse
 import importlib
 import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Callable
 from functools import wraps
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, NoReturn
 
+from megatron_miniplm.cli import report
+from megatron_miniplm.command_line import UsageError, shorten
 from megatron_miniplm.errors import STOP_SIGNALS
 from megatron_miniplm.mcore.patching import Patch
 from megatron_miniplm.training.flags import add_arguments
@@ -49,6 +53,8 @@ def plug_in() -> None:
         patch.check()
     for patch in PATCHES:
         patch.apply()
+    topics = ", ".join(patch.needed_by.split(":")[0] for patch in PATCHES)
+    program.announce(f"patched in Megatron: {topics} (the table is in {__name__})")
     _plugged_in = True
 
 
@@ -59,9 +65,17 @@ def is_plugged_in() -> bool:
 def _flags(original: Callable[..., argparse.ArgumentParser]) -> Callable[..., argparse.ArgumentParser]:
     @wraps(original)
     def add_megatron_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return add_arguments(original(parser))
+        parser = original(parser)
+        shorten(parser, _leave)
+        return add_arguments(parser)
 
     return add_megatron_arguments
+
+
+def _leave(error: UsageError) -> NoReturn:
+    """As argparse does; a script of the user's knows nothing of our errors."""
+    error.reported_elsewhere = os.environ.get("RANK", "0") != "0"
+    sys.exit(report(error))
 
 
 def _builder_init(original: Callable[..., None]) -> Callable[..., None]:
