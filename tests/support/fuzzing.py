@@ -3,6 +3,7 @@
 import os
 
 from hypothesis import settings
+from hypothesis import strategies as st
 
 #: `MINIPLM_FUZZ_EXAMPLES=200000 pytest tests/artifacts -k fuzz` runs for minutes.
 EXAMPLES_VARIABLE = "MINIPLM_FUZZ_EXAMPLES"
@@ -11,3 +12,11 @@ EXAMPLES_VARIABLE = "MINIPLM_FUZZ_EXAMPLES"
 def fuzz(examples: int) -> settings:
     """Settings of one property: so many examples, unless the environment asks for more."""
     return settings(max_examples=int(os.environ.get(EXAMPLES_VARIABLE, examples)), deadline=None)
+
+
+#: What may stand anywhere in a JSON file, beyond what JSON allows: NaN, large numbers, lone surrogates.
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=10,
+)
