@@ -17,7 +17,6 @@ from megatron_miniplm.errors import InputError
 
 #: Flags that Megatron's parser insists on and that mean nothing to a conversion.
 UNUSED_BUT_REQUIRED = {"train_iters": 1, "lr": 1e-4, "micro_batch_size": 1}
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -64,11 +63,12 @@ def run(argv: Sequence[str]) -> None:
 def _to_megatron(ours: argparse.Namespace, rest: Sequence[str]) -> None:
     from megatron_miniplm.mcore import program
     from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
+    from megatron_miniplm.mcore.models import has_checkpoint
 
     with program.alike_on_all_ranks():
         if ours.hf_family or ours.tokenizer_model or ours.vocab_size:
             raise InputError("--hf-family, --tokenizer-model and --vocab-size belong to --save-hf: leave them out")
-        if (ours.save / TRACKER).exists():
+        if has_checkpoint(ours.save):
             raise InputError(f"{ours.save} holds a checkpoint already: give another directory, or delete it")
         model = HuggingFaceModel.open(ours.load_hf)
         model.check_tensors()

@@ -50,6 +50,10 @@ ARCHITECTURE = (
     "padded_vocab_size",
 )
 
+#: In the args of a converted checkpoint: what its Hugging Face source says about generation.
+GENERATION = "miniplm_generation"
+TRACKER = "latest_checkpointed_iteration.txt"
+
 
 def model_provider(
     pre_process: bool = True,
@@ -182,6 +186,12 @@ def take_output_weight(chunk: Any) -> Any:
     return weight.detach()
 
 
+def has_checkpoint(directory: Path) -> bool:
+    """Whether a checkpoint was written to its end: the tracker is the last file, and a kill may leave it empty."""
+    tracker = directory / TRACKER
+    return tracker.is_file() and tracker.stat().st_size > 0
+
+
 def checkpoint_directory(load: str | None, step: int | None = None) -> Path:
     """The directory of the iteration that `--load` would read, such as `CKPT/iter_0000500`.
 
@@ -193,7 +203,7 @@ def checkpoint_directory(load: str | None, step: int | None = None) -> Path:
     """
     if load is None:
         raise InputError("--load is missing: give the directory of a Megatron checkpoint")
-    tracker = Path(load) / "latest_checkpointed_iteration.txt"
+    tracker = Path(load) / TRACKER
     try:
         iteration = tracker.read_text().strip()
     except (FileNotFoundError, NotADirectoryError):

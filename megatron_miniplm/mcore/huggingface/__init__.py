@@ -16,6 +16,9 @@
 | `parameters` | the parameters of Megatron model chunks, with layers and experts numbered over the whole model |
 | `loading` | directory -> the parameters of this rank |
 | `saving` | the parameters of all ranks -> directory |
+| `special_tokens` | ids of special tokens and generation settings, from a source to an export |
+| `export_tokens` | which tokenizer and which of these go with an exported checkpoint |
+| `disk_space` | whether a model fits on a disk, and what to say when a write fails |
 | `conversion` | the two halves of `miniplm convert-checkpoint` |
 
     config.json ──► Architecture ◄──► Megatron flags / args

@@ -36,6 +36,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
 )
 _TOKENIZER_MARKS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 #: Tensors that old releases of transformers stored although they are computed.
