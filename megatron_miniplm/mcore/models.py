@@ -7,8 +7,9 @@ from typing import Any
 
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples, digest_values
 from megatron_miniplm.errors import InputError, UnsupportedMegatronError
+from megatron_miniplm.mcore.checkpoint_trust import require_harmless
 from megatron_miniplm.mcore.megatron_output import hidden
-from megatron_miniplm.mcore.program import megatron_errors
+from megatron_miniplm.mcore.program import megatron_errors, say_once
 
 #: What decides a decoder's function beside its weights, by its name in Megatron's args. A checkpoint and the flags must
 #: agree on each; several (rotary base, epsilon) shape no tensor, so that a mismatch would load without a word and score
@@ -147,6 +148,7 @@ def load_for_scoring(args: argparse.Namespace) -> list[Any]:
 
         load_weights(chunks, HuggingFaceModel.open(Path(args.load_hf)))
     else:
+        say_once(f"loading {args.load}: a checkpoint can run programs as it is loaded, so load only what you trust")
         with megatron_errors(f"the checkpoint {args.load} with these flags (--use-checkpoint-args takes its own)"):
             load_checkpoint(chunks, None, None)
     for chunk in chunks:
@@ -199,7 +201,7 @@ def checkpoint_directory(load: str | None, step: int | None = None) -> Path:
         step: `--ckpt-step`, which Megatron takes for the iteration unless the tracker says `release`.
 
     Raises:
-        InputError: no checkpoint there.
+        InputError: no checkpoint there, or one that may run programs when it is loaded.
     """
     if load is None:
         raise InputError("--load is missing: give the directory of a Megatron checkpoint")
@@ -216,6 +218,7 @@ def checkpoint_directory(load: str | None, step: int | None = None) -> Path:
     directory = Path(load) / ("release" if iteration == "release" else f"iter_{chosen or int(iteration):07d}")
     if not directory.is_dir():
         raise InputError(f"{tracker} names iteration {iteration}, but {directory} does not exist")
+    require_harmless(directory)
     return directory
 
 
