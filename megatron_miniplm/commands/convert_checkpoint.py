@@ -22,7 +22,12 @@ UNUSED_BUT_REQUIRED = {"train_iters": 1, "lr": 1e-4, "micro_batch_size": 1}
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The flags that are read before Megatron's parser runs."""
     hugging_face = parser.add_argument_group("Hugging Face")
-    hugging_face.add_argument("--load-hf", type=Path, metavar="DIR", help="a model to convert to Megatron's format")
+    hugging_face.add_argument(
+        "--load-hf",
+        type=Path,
+        metavar="MODEL",
+        help="a model to convert: a directory, or a downloaded ORG/NAME of the hub",
+    )
     hugging_face.add_argument("--save-hf", type=Path, metavar="DIR", help="where the Hugging Face model goes; new")
     hugging_face.add_argument(
         "--hf-family", metavar="NAME", help="model_type to write where several fit, such as mistral for a llama"
@@ -31,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     megatron.add_argument("--load", type=Path, metavar="CKPT", help="a checkpoint to convert to Hugging Face's format")
     megatron.add_argument("--save", type=Path, metavar="CKPT", help="where the Megatron checkpoint goes; new")
     megatron.add_argument(
-        "--tokenizer-model", metavar="DIR", help="tokenizer to copy into --save-hf; its size is the vocabulary's"
+        "--tokenizer-model", metavar="DIR", help="tokenizer to copy into --save-hf; default: the one of the run"
     )
     megatron.add_argument(
         "--vocab-size",

@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument(
         "--samples", type=Path, metavar="FILE", help="write every example there, with its log-likelihoods, as JSONL"
     )
-    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
+    group.add_argument(
+        "--load-hf", type=Path, metavar="MODEL", help="a Hugging Face model, a directory or a downloaded ORG/NAME"
+    )
     group.add_argument(
         "--miniplm-float32", action="store_true", help="compute in float32 whatever --load-hf is stored in"
     )

@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--miniplm-corpus", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories of views"
     )
     group.add_argument("--output-prefix", type=Path, required=True, metavar="PREFIX", help="of the new corpus")
-    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
+    group.add_argument(
+        "--load-hf", type=Path, metavar="MODEL", help="a Hugging Face model, a directory or a downloaded ORG/NAME"
+    )
     group.add_argument(
         "--miniplm-float32", action="store_true", help="compute in float32 whatever --load-hf is stored in"
     )

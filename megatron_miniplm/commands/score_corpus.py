@@ -70,7 +70,9 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--miniplm-corpus", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories of views"
     )
-    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
+    group.add_argument(
+        "--load-hf", type=Path, metavar="MODEL", help="a Hugging Face model, a directory or a downloaded ORG/NAME"
+    )
     group.add_argument(
         "--miniplm-float32",
         action="store_true",

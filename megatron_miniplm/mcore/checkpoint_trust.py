@@ -190,8 +190,11 @@ def _read_pickle(data: bytes, allowed: dict[str, frozenset[str]], place: Path) -
     except MiniPLMError:
         raise
     except Exception as error:  # damaged pickles raise anything: EOFError, KeyError, UnicodeDecodeError, ...
-        reason = str(error)[:100] or type(error).__name__
-        raise CorruptArtifactError(f"{place} is not a whole pickle ({reason}): {_AGAIN}") from None
+        raise CorruptArtifactError(f"{place} is not a whole pickle ({_reason(error)}): {_AGAIN}") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error)[:100] or type(error).__name__
 
 
 def _stored_objects(metadata: Any, place: Path) -> Iterator[tuple[Path, int, int]]:
@@ -219,7 +222,9 @@ def _pickles_of_archive(archive: bytes, place: Path) -> Iterator[bytes]:
                     if member.file_size > _MAX_OBJECT_BYTES:
                         raise zipfile.BadZipFile(f"{member.filename} has {member.file_size:,} bytes")
                     yield members.read(member)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError) as error:
+    except MiniPLMError:
+        raise
+    except Exception as error:  # damaged archives raise anything: BadZipFile, EOFError, UnicodeDecodeError, ...
         raise CorruptArtifactError(
-            f"{place} holds an object that torch.save did not write ({error}): {_AGAIN}"
+            f"{place} holds an object that torch.save did not write ({_reason(error)}): {_AGAIN}"
         ) from None
