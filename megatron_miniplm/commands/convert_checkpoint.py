@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--load-hf",
         type=Path,
         metavar="MODEL",
-        help="a model to convert: a directory, or a downloaded ORG/NAME of the hub",
+        help="a model to convert, a directory or a downloaded ORG/NAME",
     )
     hugging_face.add_argument("--save-hf", type=Path, metavar="DIR", help="where the Hugging Face model goes; new")
     hugging_face.add_argument(

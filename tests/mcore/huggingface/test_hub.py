@@ -32,7 +32,8 @@ def fill(cache: Path) -> Path:
 
 
 def test_a_model_in_the_cache(cache: Path) -> None:
-    assert locate(NAME, "config.json") == fill(cache)
+    snapshot = fill(cache)
+    assert locate(NAME, "config.json") == snapshot
 
 
 def test_a_model_that_is_not_there_is_to_be_downloaded_first(cache: Path) -> None:
