@@ -178,9 +178,16 @@ def open_model(arguments: argparse.Namespace, argv: Sequence[str]) -> "HuggingFa
     if arguments.load_hf is None:
         from megatron_miniplm.mcore.models import checkpoint_directory
 
-        checkpoint_directory(arguments.load)
+        checkpoint_directory(arguments.load, _checkpoint_step(argv))
         return None
     model = HuggingFaceModel.open(arguments.load_hf)
     model.refuse_contradictions(argv)
     model.check_tensors()
     return model
+
+
+def _checkpoint_step(argv: Sequence[str]) -> int | None:
+    """Megatron's `--ckpt-step`, before its parser loads that iteration's arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt-step", type=int)
+    return parser.parse_known_args(argv)[0].ckpt_step

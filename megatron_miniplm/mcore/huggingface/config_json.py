@@ -207,7 +207,7 @@ def _window(fields: ConfigFields, num_layers: int) -> int | None:
     # Only Qwen's classes read layer_types; the others have the window in every layer.
     if windowed[0] != (window_tokens is not None) and (windowed[0] or not fields.family.window_switch):
         fields.refuse(
-            f"layer_types says {kinds[0]} but "
+            f"layer_types says {'sliding' if windowed[0] else 'full'}_attention but "
             f"{'there is no sliding window' if window_tokens is None else f'sliding_window is {window_tokens}'}"
         )
     return window_tokens if windowed[0] else None

@@ -69,15 +69,22 @@ def _directory_of_run(recorded: argparse.Namespace) -> Path | None:
 
 def _end_of_run(recorded: argparse.Namespace) -> GenerationSettings:
     """The end-of-document token of a run's tokenizer of another kind, if its files are still there."""
-    values = {
-        name: getattr(recorded, name, None)
-        for name in ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
-    }
-    if values["tokenizer_type"] in (None, "NullTokenizer", "HuggingFaceTokenizer"):
+
+    def path(name: str) -> Path | None:
+        value = getattr(recorded, name, None)
+        return Path(value) if value else None
+
+    kind = getattr(recorded, "tokenizer_type", None)
+    if kind in (None, "NullTokenizer", "HuggingFaceTokenizer"):
         return UNKNOWN
-    files = {name: Path(value) for name, value in values.items() if value and name != "tokenizer_type"}
+    settings = TokenizerSettings(
+        tokenizer_type=kind,
+        tokenizer_model=path("tokenizer_model"),
+        vocab_file=path("vocab_file"),
+        merge_file=path("merge_file"),
+    )
     try:
-        encoder = make_encoder(TokenizerSettings(tokenizer_type=values["tokenizer_type"], **files), num_threads=1)
+        encoder = make_encoder(settings, num_threads=1)
     except (MiniPLMError, OSError):
         return UNKNOWN
     return GenerationSettings(token_ids={**UNKNOWN.token_ids, "eos_token_id": encoder.eod_id})

@@ -8,7 +8,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from megatron_miniplm.artifacts.json_files import parse_json
 from megatron_miniplm.artifacts.regular_files import open_regular
@@ -99,7 +99,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, 
     return tensor, (place[0], place[1])
 
 
-def _is_sizes(value: Any) -> bool:
+def _is_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
