@@ -17,8 +17,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 pytestmark = pytest.mark.slow
 
 CONVERT = REPOSITORY / "tools" / "convert_checkpoint.py"
-#: `bash -c` script: the program may write files of 40 KB at most, as if the disk were full in the middle of one.
-SMALL_FILES = 'ulimit -f 40; exec "$@"'
+#: `bash -c` script: the program may write files of 100 KB at most, as if the disk were full in the middle of one.
+SMALL_FILES = 'ulimit -f 100; exec "$@"'
 GENERATION = {"bos_token_id": 3, "eos_token_id": [7, 9], "pad_token_id": 1, "do_sample": True, "temperature": 0.6}
 
 

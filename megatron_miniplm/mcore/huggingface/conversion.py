@@ -39,12 +39,12 @@ def to_megatron(args: argparse.Namespace, model: HuggingFaceModel) -> None:
     Raises:
         InputError: another process writes there, or the disk is full; nothing is left of what was written.
     """
+    settings = program.on_rank_zero(lambda: GenerationSettings.of_model(model.directory) or UNKNOWN)
     with _released(Path(args.save), model_bytes(model.architecture, args.params_dtype.itemsize)):
         chunks = get_model(models.model_provider, wrap_with_ddp=False)
         load_weights(chunks, model)
         if model.has_tokenizer:
             args.tokenizer_type, args.tokenizer_model = "HuggingFaceTokenizer", str(model.directory.absolute())
-        settings = program.on_rank_zero(lambda: GenerationSettings.of_model(model.directory) or UNKNOWN)
         setattr(args, models.GENERATION, settings.as_record())
         args.no_save_optim = args.no_save_rng = True
         with program.megatron_errors(f"to save into {args.save}"):
