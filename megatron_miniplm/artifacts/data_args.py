@@ -4,19 +4,38 @@ One line a prefix, `<weight> <prefix>`; the weight is the number of tokens, so t
 proportion. Paths are absolute, because Megatron resolves them against the working directory of the training job.
 """
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megatron_miniplm.artifacts.atomic import write_text
 from megatron_miniplm.artifacts.manifest import is_prefix
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 
 DATA_ARGS = "data_args.txt"
+_WEIGHT = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
+
+
+def refuse_unreadable(prefixes: Iterable[Path]) -> None:
+    """Raise InputError where a path has what ends a word in a blend; before hours of work, not after them.
+
+    Args:
+        prefixes: that a `data_args.txt` will name, or directories that they lie in.
+    """
+    for prefix in prefixes:
+        if len(str(prefix.absolute()).split()) != 1:
+            raise InputError(
+                f"{str(prefix.absolute())!r} has a blank, tab or newline in it, at which Megatron splits {DATA_ARGS}: "
+                "give a path without, such as a symbolic link to that directory"
+            )
 
 
 def write_data_args(directory: Path, weighted_prefixes: Sequence[tuple[int, Path]]) -> Path:
     """Write the blend of a directory's prefixes; one without tokens is left out, Megatron refuses a weight of 0."""
     path = directory / DATA_ARGS
+    refuse_unreadable(prefix for _, prefix in weighted_prefixes)
     # `absolute`, not `resolve`: a user's symlinked data directory stays what the user called it.
     lines = [f"{num_tokens} {prefix.absolute()}\n" for num_tokens, prefix in weighted_prefixes if num_tokens > 0]
     write_text(path, "".join(lines))
@@ -33,7 +52,7 @@ def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:
     prefixes: list[Path] = []
     for path in map(Path, paths):
         prefixes += [path] if is_prefix(path) or not path.is_dir() else _prefixes_of_directory(path)
-    twice = sorted({str(prefix) for prefix in prefixes if prefixes.count(prefix) > 1})
+    twice = sorted(str(prefix) for prefix, count in Counter(prefixes).items() if count > 1)
     if twice:
         raise InputError(f"{twice[0]} stands twice in the corpus: give each prefix once")
     return prefixes
@@ -43,7 +62,13 @@ def _prefixes_of_directory(directory: Path) -> list[Path]:
     path = directory / DATA_ARGS
     if not path.exists():
         raise InputError(f"{directory} is a directory without {DATA_ARGS}: give prefixes, or a split or selection")
-    words = path.read_text(encoding="utf-8").split()
-    if len(words) % 2 or not all(weight.replace(".", "", 1).isdigit() for weight in words[::2]):
+    try:
+        with open_regular(path) as stream:
+            words = stream.read().decode("utf-8").split()
+    except UnicodeDecodeError as error:
+        raise CorruptArtifactError(f"{path} is not UTF-8 (byte {error.start}): make the directory again") from None
+    if len(words) % 2 or not all(_WEIGHT.fullmatch(weight) for weight in words[::2]):
         raise CorruptArtifactError(f"{path} must hold pairs of a weight and a prefix: make the directory again")
+    if any("\0" in prefix for prefix in words[1::2]):
+        raise CorruptArtifactError(f"{path} names a prefix with a zero byte: make the directory again")
     return [Path(prefix) for prefix in words[1::2]]

@@ -17,13 +17,17 @@ from megatron_miniplm.errors import InputError
 
 #: Flags that Megatron's parser insists on and that mean nothing to a conversion.
 UNUSED_BUT_REQUIRED = {"train_iters": 1, "lr": 1e-4, "micro_batch_size": 1}
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The flags that are read before Megatron's parser runs."""
     hugging_face = parser.add_argument_group("Hugging Face")
-    hugging_face.add_argument("--load-hf", type=Path, metavar="DIR", help="a model to convert to Megatron's format")
+    hugging_face.add_argument(
+        "--load-hf",
+        type=Path,
+        metavar="MODEL",
+        help="a model to convert, a directory or a downloaded ORG/NAME",
+    )
     hugging_face.add_argument("--save-hf", type=Path, metavar="DIR", help="where the Hugging Face model goes; new")
     hugging_face.add_argument(
         "--hf-family", metavar="NAME", help="model_type to write where several fit, such as mistral for a llama"
@@ -32,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     megatron.add_argument("--load", type=Path, metavar="CKPT", help="a checkpoint to convert to Hugging Face's format")
     megatron.add_argument("--save", type=Path, metavar="CKPT", help="where the Megatron checkpoint goes; new")
     megatron.add_argument(
-        "--tokenizer-model", metavar="DIR", help="tokenizer to copy into --save-hf; its size is the vocabulary's"
+        "--tokenizer-model", metavar="DIR", help="tokenizer to copy into --save-hf; default: the one of the run"
     )
     megatron.add_argument(
         "--vocab-size",
@@ -64,11 +68,12 @@ def run(argv: Sequence[str]) -> None:
 def _to_megatron(ours: argparse.Namespace, rest: Sequence[str]) -> None:
     from megatron_miniplm.mcore import program
     from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
+    from megatron_miniplm.mcore.models import has_checkpoint
 
     with program.alike_on_all_ranks():
         if ours.hf_family or ours.tokenizer_model or ours.vocab_size:
             raise InputError("--hf-family, --tokenizer-model and --vocab-size belong to --save-hf: leave them out")
-        if (ours.save / TRACKER).exists():
+        if has_checkpoint(ours.save):
             raise InputError(f"{ours.save} holds a checkpoint already: give another directory, or delete it")
         model = HuggingFaceModel.open(ours.load_hf)
         model.check_tensors()

@@ -8,13 +8,13 @@ The scores, and for the text the sidecars and raw files, must lie where the sele
 """
 
 import argparse
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.terminal import printable_json
 
 if TYPE_CHECKING:
     from megatron_miniplm.artifacts.selections import Selection
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
             "from_scores": selection.summary["from_scores"],
             "sequences": explanations,
         }
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(printable_json(found))
         return
     for explanation in explanations:
         print(f"{explanation['prefix']}, sequence {explanation['index']:,}")

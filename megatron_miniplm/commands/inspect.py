@@ -11,7 +11,6 @@ with 2. The data of a view is its source's: check that too.
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from megatron_miniplm.artifacts.manifest import is_prefix, load_manifest, manife
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
 from megatron_miniplm.inspection import bytes_to_check, find_faults, find_prefixes, summarize_prefix
 from megatron_miniplm.progress import Progress
+from megatron_miniplm.terminal import printable, printable_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"{error.filename or path} cannot be read: {error.strerror}") from None
     if arguments.json:
         checked = {"faults": faults} if arguments.check else {}
-        print(json.dumps(description | checked, indent=2, ensure_ascii=False))
+        print(printable_json(description | checked))
     else:
         _print_text(path, description)
         if arguments.check:
@@ -72,13 +72,13 @@ def _print_sequence(prefix: Path, sequence: int, as_json: bool) -> None:
         raise InputError(f"{prefix} is no prefix of a .bin/.idx pair: --sequence needs one")
     passages = passages_of(IndexedCorpus.open(prefix), sequence)
     if as_json:
-        print(json.dumps([asdict(passage) for passage in passages], indent=2, ensure_ascii=False))
+        print(printable_json([asdict(passage) for passage in passages]))
         return
     for passage in passages:
         labels = "".join(
             f", {name} {label}" for name in ("id", "domain") if (label := getattr(passage, name)) is not None
         )
-        place = f"{passage.source}, line {passage.line}{labels}"
+        place = printable(f"{passage.source}, line {passage.line}{labels}", one_line=True)
         print(f"--- {place}: piece {passage.piece}, from byte {passage.start_byte}, {passage.num_tokens:,} tokens")
         print(passage.text)
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.manifest import require_prefix
+from megatron_miniplm.command_line import our_flags_only, wants_help
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
 
@@ -69,7 +70,9 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--miniplm-corpus", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories of views"
     )
-    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
+    group.add_argument(
+        "--load-hf", type=Path, metavar="MODEL", help="a Hugging Face model, a directory or a downloaded ORG/NAME"
+    )
     group.add_argument(
         "--miniplm-float32",
         action="store_true",
@@ -102,7 +105,7 @@ def run(argv: Sequence[str]) -> None:
 
     with program.alike_on_all_ranks():
         model = None
-        if not {"-h", "--help"} & set(argv):
+        if not wants_help(argv):
             model = _check_paths(argv)
         sys.argv[1:] = [*model_flags(model, argv), *argv]
         program.prepare()
@@ -146,7 +149,7 @@ def longest_context_flags(model: "HuggingFaceModel | None", argv: Sequence[str])
 
 def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
     """Refuse what cannot work at once, not after the seconds that importing Megatron takes."""
-    parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
+    parser = add_arguments(our_flags_only("score-corpus"))
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
     check_prefixes(arguments)
@@ -176,9 +179,16 @@ def open_model(arguments: argparse.Namespace, argv: Sequence[str]) -> "HuggingFa
     if arguments.load_hf is None:
         from megatron_miniplm.mcore.models import checkpoint_directory
 
-        checkpoint_directory(arguments.load)
+        checkpoint_directory(arguments.load, _checkpoint_step(argv))
         return None
     model = HuggingFaceModel.open(arguments.load_hf)
     model.refuse_contradictions(argv)
     model.check_tensors()
     return model
+
+
+def _checkpoint_step(argv: Sequence[str]) -> int | None:
+    """Megatron's `--ckpt-step`, before its parser loads that iteration's arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt-step", type=int)
+    return parser.parse_known_args(argv)[0].ckpt_step

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_unreadable
+from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
     Manifest,
@@ -51,18 +52,24 @@ def materialize(inputs: Sequence[Path], output_dir: Path) -> Manifest:
     Raises:
         MiniPLMError: an input is damaged, inputs do not fit together, or `output_dir` holds something else.
     """
+    refuse_unreadable([output_dir])
+    for path in inputs:
+        _require_input(path)
     copies = [copy for path in inputs for copy in _copies_of(path)]
     if not copies:
         raise InputError("there is nothing to copy: the directories given to --input name no prefix")
     for copy in copies[1:]:
         check_alike(copies[0].part, copy.part)
     _refuse_twins(copies, output_dir)
-    _refuse_another_output([copy.name for copy in copies], output_dir)
-    missing = [copy for copy in copies if not copy.exists_in(output_dir)]
-    with Progress(sum(copy.num_bytes for copy in missing), "B") as progress:
-        for copy in missing:
-            copy.write(output_dir, progress.advance)
-    return blend_prefixes([output_dir / copy.name for copy in copies], output_dir)
+    if is_prefix(output_dir):
+        raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
+    with sole_writer(output_dir):
+        _refuse_another_output([copy.name for copy in copies], output_dir)
+        missing = [copy for copy in copies if not copy.exists_in(output_dir)]
+        with Progress(sum(copy.num_bytes for copy in missing), "B") as progress:
+            for copy in missing:
+                copy.write(output_dir, progress.advance)
+        return blend_prefixes([output_dir / copy.name for copy in copies], output_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +119,6 @@ class _Copy:
         return found is not None
 
     def write(self, directory: Path, advance: Callable[[int], object]) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         with self._copied_part(directory) as part:
             copy_parts(
                 [part],
@@ -160,6 +166,13 @@ class _Copy:
         return (*parents, *inputs_behind([self.part], directory))
 
 
+def _require_input(path: Path) -> None:
+    if not is_prefix(path) and not path.is_dir():
+        raise InputError(
+            f"{path} does not exist: give prefixes of .bin/.idx pairs, directories with a {DATA_ARGS}, or selections"
+        )
+
+
 def _copies_of(path: Path) -> list[_Copy]:
     if is_prefix(path) or not (path / SELECTION).exists():
         return [_Copy(part=Part.open(prefix)) for prefix in expand_prefixes([path])]
@@ -195,8 +208,6 @@ def _refuse_twins(copies: Sequence[_Copy], output_dir: Path) -> None:
 
 def _refuse_another_output(names: Sequence[str], output_dir: Path) -> None:
     """Raise InputError where a directory holds something else than these copies, or a part of them."""
-    if is_prefix(output_dir):
-        raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
     for prefix in sorted(path.with_suffix("") for path in output_dir.glob("*.idx")):
         if prefix.name not in names:
             raise InputError(f"{output_dir} holds {prefix.name}, which is none of what is copied: {_REMEDY}")

@@ -70,7 +70,7 @@ class IndexedCorpus:
                 raise InputError(
                     f"{path} links to {path.readlink()}, which is not there: restore the data of this view"
                 )
-            if not path.is_file():
+            if not path.exists():
                 raise InputError(f"{path} does not exist: give the prefix of a .bin/.idx pair, without extension")
         corpus = cls(prefix, _read_header(idx_path(prefix)))
         corpus._check_pointers()
@@ -185,9 +185,8 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _read_header(path: Path) -> IndexHeader:
-    size_bytes = path.stat().st_size
     with open_regular(path) as stream:
-        head = stream.read(HEADER.size)
+        head, size_bytes = stream.read(HEADER.size), stream.seek(0, 2)
     if len(head) < HEADER.size:
         raise CorruptArtifactError(f"{path} has {size_bytes} bytes, too few for an index: make it again")
     magic, version, dtype_code, num_sequences, num_boundaries = HEADER.unpack(head)

@@ -7,7 +7,9 @@ from typing import Any
 
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples, digest_values
 from megatron_miniplm.errors import InputError, UnsupportedMegatronError
-from megatron_miniplm.mcore.program import megatron_errors
+from megatron_miniplm.mcore.checkpoint_trust import require_harmless
+from megatron_miniplm.mcore.megatron_output import hidden
+from megatron_miniplm.mcore.program import megatron_errors, say_once
 
 #: What decides a decoder's function beside its weights, by its name in Megatron's args. A checkpoint and the flags must
 #: agree on each; several (rotary base, epsilon) shape no tensor, so that a mismatch would load without a word and score
@@ -48,6 +50,10 @@ ARCHITECTURE = (
     "hybrid_layer_pattern",
     "padded_vocab_size",
 )
+
+#: In the args of a converted checkpoint: what its Hugging Face source says about generation.
+GENERATION = "miniplm_generation"
+TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def model_provider(
@@ -119,6 +125,7 @@ def _build_gpt_without_builder(
     )
 
 
+@hidden()
 def load_for_scoring(args: argparse.Namespace) -> list[Any]:
     """Build the model that the flags describe and fill it from `--load-hf` or `--load`, for this rank's part of it.
 
@@ -141,6 +148,7 @@ def load_for_scoring(args: argparse.Namespace) -> list[Any]:
 
         load_weights(chunks, HuggingFaceModel.open(Path(args.load_hf)))
     else:
+        say_once(f"loading {args.load}: a checkpoint can run programs as it is loaded, so load only what you trust")
         with megatron_errors(f"the checkpoint {args.load} with these flags (--use-checkpoint-args takes its own)"):
             load_checkpoint(chunks, None, None)
     for chunk in chunks:
@@ -180,6 +188,12 @@ def take_output_weight(chunk: Any) -> Any:
     return weight.detach()
 
 
+def has_checkpoint(directory: Path) -> bool:
+    """Whether a checkpoint was written to its end: the tracker is the last file, and a kill may leave it empty."""
+    tracker = directory / TRACKER
+    return tracker.is_file() and tracker.stat().st_size > 0
+
+
 def checkpoint_directory(load: str | None, step: int | None = None) -> Path:
     """The directory of the iteration that `--load` would read, such as `CKPT/iter_0000500`.
 
@@ -187,11 +201,11 @@ def checkpoint_directory(load: str | None, step: int | None = None) -> Path:
         step: `--ckpt-step`, which Megatron takes for the iteration unless the tracker says `release`.
 
     Raises:
-        InputError: no checkpoint there.
+        InputError: no checkpoint there, or one that may run programs when it is loaded.
     """
     if load is None:
         raise InputError("--load is missing: give the directory of a Megatron checkpoint")
-    tracker = Path(load) / "latest_checkpointed_iteration.txt"
+    tracker = Path(load) / TRACKER
     try:
         iteration = tracker.read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
@@ -204,6 +218,7 @@ def checkpoint_directory(load: str | None, step: int | None = None) -> Path:
     directory = Path(load) / ("release" if iteration == "release" else f"iter_{chosen or int(iteration):07d}")
     if not directory.is_dir():
         raise InputError(f"{tracker} names iteration {iteration}, but {directory} does not exist")
+    require_harmless(directory)
     return directory
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.artifacts.data_args import write_data_args
+from megatron_miniplm.artifacts.data_args import refuse_unreadable, write_data_args
+from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, refuse_another
 from megatron_miniplm.errors import InputError
@@ -33,6 +34,7 @@ def split_reference(
     """
     if not 0 < reference_fraction < 1:
         raise InputError(f"--reference-fraction {reference_fraction} must lie in (0, 1)")
+    refuse_unreadable([output_dir])
     corpora = [IndexedCorpus.open(prefix) for prefix in prefixes]
     num_sequences = sum(len(corpus) for corpus in corpora)
     num_reference = round(reference_fraction * num_sequences)
@@ -43,18 +45,19 @@ def split_reference(
     settings = {"reference_fraction": reference_fraction, "seed": seed}
     fingerprints = [corpus.verified_fingerprint() for corpus in corpora]
     fingerprint = digest_values("split", fingerprints, settings)
-    refuse_another(output_dir, "split", fingerprint)
-
-    is_reference_N = np.zeros(num_sequences, bool)
-    is_reference_N[np.random.default_rng(seed).permutation(num_sequences)[:num_reference]] = True
     inputs = tuple(
         input_of("corpus", corpus.prefix, found, relative_to=output_dir)
         for corpus, found in zip(corpora, fingerprints, strict=True)
     )
-    for part, is_part_N in ((REFERENCE, is_reference_N), (POOL, ~is_reference_N)):
-        _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)
     counts = {"num_reference_sequences": num_reference, "num_pool_sequences": num_sequences - num_reference}
-    Manifest(kind="split", fingerprint=fingerprint, counts=counts, settings=settings, inputs=inputs).write(output_dir)
+    manifest = Manifest(kind="split", fingerprint=fingerprint, counts=counts, settings=settings, inputs=inputs)
+    with sole_writer(output_dir):
+        refuse_another(output_dir, "split", fingerprint)
+        is_reference_N = np.zeros(num_sequences, bool)
+        is_reference_N[np.random.default_rng(seed).permutation(num_sequences)[:num_reference]] = True
+        for part, is_part_N in ((REFERENCE, is_reference_N), (POOL, ~is_reference_N)):
+            _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)
+        manifest.write(output_dir)
     return counts
 
 

@@ -1,6 +1,7 @@
 """Selections made in a line, and ranks that are threads."""
 
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,7 +85,7 @@ def on_ranks[Result](body: Callable[[Ranks], Result], num_ranks: int) -> list[Re
 
 
 def write_sidecar(corpus: IndexedCorpus, domains: Sequence[str | None], text_bytes: Sequence[int]) -> None:
-    """A sidecar of one piece a sequence; checksums and places in the text are made up."""
+    """A sidecar of one piece per sequence; places in the text are made up."""
     num_sequences = len(corpus)
     columns = {
         "sequence": list(range(num_sequences)),
@@ -94,7 +95,7 @@ def write_sidecar(corpus: IndexedCorpus, domains: Sequence[str | None], text_byt
         "start_byte": [0] * num_sequences,
         "text_bytes": list(text_bytes),
         "num_tokens": corpus.lengths_N.tolist(),
-        "crc32": [0] * num_sequences,
+        "crc32": [zlib.crc32(corpus.sequence(sequence)) for sequence in range(num_sequences)],
         "id": [str(sequence) for sequence in range(num_sequences)],
         "domain": list(domains),
     }

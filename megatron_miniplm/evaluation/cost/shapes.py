@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.flops import ModelShape
 from megatron_miniplm.mcore.huggingface.config_json import read_config
+from megatron_miniplm.mcore.huggingface.hub import locate
 
 
 def _qwen(layers: int, hidden: int, ffn: int, heads: int, *, tied: bool) -> ModelShape:
@@ -51,18 +52,18 @@ def model_shape(model: str) -> ModelShape:
     """Find out what a model is; imports torch for a Megatron checkpoint only.
 
     Args:
-        model: a directory, or a name of `NAMED_SHAPES` in any case.
+        model: a directory, the name of a model in the hub's cache, or a name of `NAMED_SHAPES` in any case.
 
     Raises:
         InputError: it is neither, or its layers are of a kind that has no formula here.
     """
-    directory = Path(model)
+    if model.lower() in NAMED_SHAPES and not Path(model).exists():
+        return NAMED_SHAPES[model.lower()]
+    directory = locate(Path(model), "config.json")
     if (config_path := directory / "config.json").is_file():
         return ModelShape.from_huggingface(read_config(config_path), config_path)
     if directory.is_dir():
         return _checkpoint_shape(directory)
-    if model.lower() in NAMED_SHAPES:
-        return NAMED_SHAPES[model.lower()]
     raise InputError(
         f"{model} is no model: expected a Hugging Face directory, a Megatron checkpoint (as --load takes it), "
         f"or one of {', '.join(NAMED_SHAPES)}"

@@ -1,39 +1,98 @@
 """The two halves of `miniplm convert-checkpoint`, once Megatron is initialised."""
 
 import argparse
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import torch
+import torch.distributed
 from megatron.training import get_model
 from megatron.training.checkpointing import save_checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore import models, program
+from megatron_miniplm.mcore.huggingface.disk_space import model_bytes, require_space, unwritable
+from megatron_miniplm.mcore.huggingface.export_tokens import tokenizer_of_export
 from megatron_miniplm.mcore.huggingface.loading import load_weights
 from megatron_miniplm.mcore.huggingface.megatron_flags import architecture_of_args
 from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
 from megatron_miniplm.mcore.huggingface.saving import save_huggingface
+from megatron_miniplm.mcore.huggingface.special_tokens import UNKNOWN, GenerationSettings
+
+_RELEASE = "release"
 
 
 def to_megatron(args: argparse.Namespace, model: HuggingFaceModel) -> None:
     """Write `--save` as a `torch_dist` checkpoint that `--load --use-checkpoint-args` reads at any TP x PP x EP.
 
     It is a "release" checkpoint: without iteration, optimizer or random state, so that training starts at 0 from it.
-    Its args keep the real vocabulary size as `vocab_size`, and the model's tokenizer where the directory has one.
+    Its args keep the real vocabulary size as `vocab_size`, the model's tokenizer where the directory has one, and what
+    the model says about generation.
 
     Args:
         args: parsed from `model.megatron_flags()`, with `model.take_vocabulary(args)`.
+
+    Raises:
+        InputError: another process writes there, or the disk is full; nothing is left of what was written.
     """
-    chunks = get_model(models.model_provider, wrap_with_ddp=False)
-    load_weights(chunks, model)
-    if model.has_tokenizer:
-        args.tokenizer_type, args.tokenizer_model = "HuggingFaceTokenizer", str(model.directory.absolute())
-    args.no_save_optim = args.no_save_rng = True
-    with program.megatron_errors(f"to save into {args.save}"):
-        save_checkpoint(0, chunks, None, None, 0, release=True)
+    settings = program.on_rank_zero(lambda: GenerationSettings.of_model(model.directory) or UNKNOWN)
+    with _released(Path(args.save), model_bytes(model.architecture, args.params_dtype.itemsize)):
+        chunks = get_model(models.model_provider, wrap_with_ddp=False)
+        load_weights(chunks, model)
+        if model.has_tokenizer:
+            args.tokenizer_type, args.tokenizer_model = "HuggingFaceTokenizer", str(model.directory.absolute())
+        setattr(args, models.GENERATION, settings.as_record())
+        args.no_save_optim = args.no_save_rng = True
+        with program.megatron_errors(f"to save into {args.save}"):
+            save_checkpoint(0, chunks, None, None, 0, release=True)
     program.say_once(
         f"{args.save}: {model.family}, vocabulary of {args.vocab_size:,} in {args.padded_vocab_size:,} rows; "
         "load it with --load and --use-checkpoint-args"
     )
+
+
+@contextmanager
+def _released(directory: Path, num_bytes: int) -> Iterator[None]:
+    """Hold `directory` while a release checkpoint is written; a collective call. Without its end nothing is left."""
+    with ExitStack() as held_by_rank_zero:
+
+        def start() -> None:
+            held_by_rank_zero.enter_context(sole_writer(directory))
+            if models.has_checkpoint(directory):
+                raise InputError(f"{directory} holds a checkpoint already: give another directory, or delete it")
+            _discard(directory)  # of a process that was killed
+            require_space(directory, num_bytes)
+            held_by_rank_zero.callback(_discard_unfinished, directory)
+
+        program.on_rank_zero(start)
+        try:
+            yield
+        except (CheckpointException, OSError) as error:
+            failure = unwritable(directory, _root_cause(error))
+            failure.reported_elsewhere = torch.distributed.get_rank() != 0
+            raise failure from error
+
+
+def _discard_unfinished(directory: Path) -> None:
+    if not models.has_checkpoint(directory):
+        _discard(directory)
+
+
+def _discard(directory: Path) -> None:
+    """Remove an unfinished release checkpoint."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(directory / _RELEASE)
+    (directory / models.TRACKER).unlink(missing_ok=True)
+
+
+def _root_cause(error: BaseException) -> str:
+    """The last line of what was raised, without the ranks' tracebacks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def to_huggingface(args: argparse.Namespace, directory: Path, family: str | None, tokenizer_dir: Path | None) -> None:
@@ -42,7 +101,7 @@ def to_huggingface(args: argparse.Namespace, directory: Path, family: str | None
     Args:
         args: parsed with `--use-checkpoint-args`; `vocab_size` is the number of real rows.
         family: to force, or None.
-        tokenizer_dir: to copy, or None.
+        tokenizer_dir: to copy; None for the one that the checkpoint names, if it is still there.
     """
     checkpoint = models.checkpoint_directory(args.load)
     models.take_architecture(args, checkpoint)
@@ -51,12 +110,16 @@ def to_huggingface(args: argparse.Namespace, directory: Path, family: str | None
             f"--vocab-size {args.vocab_size} is more than the {args.padded_vocab_size} rows of {checkpoint}: "
             "give the size of the tokenizer that the model was trained with"
         )
+    architecture = architecture_of_args(args, args.vocab_size)
+    tokenizer = program.on_rank_zero(lambda: tokenizer_of_export(checkpoint, tokenizer_dir, args.vocab_size))
+    program.on_rank_zero(lambda: require_space(directory, model_bytes(architecture, args.params_dtype.itemsize)))
     save_huggingface(
         models.load_for_scoring(args),
-        architecture_of_args(args, args.vocab_size),
+        architecture,
         directory,
         padded_vocab_size=args.padded_vocab_size,
         family=family,
-        tokenizer_dir=tokenizer_dir,
+        tokenizer_dir=tokenizer.directory,
+        generation=tokenizer.generation,
     )
-    program.say_once(f"{directory}: vocabulary of {args.vocab_size:,}; load it with AutoModelForCausalLM")
+    program.say_once(f"{directory}: vocabulary of {args.vocab_size:,}, {tokenizer}; load it with AutoModelForCausalLM")

@@ -5,6 +5,7 @@ Nothing here imports torch or transformers: a wrong path or a contradicting flag
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,13 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
 from megatron_miniplm.mcore.huggingface import megatron_flags
 from megatron_miniplm.mcore.huggingface.architecture import Architecture
+from megatron_miniplm.mcore.huggingface.config_fields import OTHER_ROUTE, shown
 from megatron_miniplm.mcore.huggingface.config_json import architecture_of_config, read_config
+from megatron_miniplm.mcore.huggingface.hub import locate
 from megatron_miniplm.mcore.huggingface.mapping import padded_size, tensor_shapes
-from megatron_miniplm.mcore.huggingface.tensor_files import StoredTensor, files_of, stored_tensors
+from megatron_miniplm.mcore.huggingface.safetensors_header import StoredTensor
+from megatron_miniplm.mcore.huggingface.tensor_files import files_of, stored_tensors
+from megatron_miniplm.mcore.program import say_once
 
 CONFIG_FILE = "config.json"
 #: What transformers' AutoTokenizer reads; copied on export.
@@ -31,6 +36,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
 )
 _TOKENIZER_MARKS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 #: Tensors that old releases of transformers stored although they are computed.
@@ -53,12 +59,16 @@ class HuggingFaceModel:
     architecture: Architecture
 
     @classmethod
-    def open(cls, directory: Path) -> "HuggingFaceModel":
+    def open(cls, model: Path) -> "HuggingFaceModel":
         """Read the config; the tensors are looked at when they are asked for.
+
+        Args:
+            model: a directory, or the name of a model on the hub that is in this machine's cache.
 
         Raises:
             InputError: no config, an unknown architecture, or a value that Megatron cannot express.
         """
+        directory = locate(model, CONFIG_FILE)
         path = directory / CONFIG_FILE
         config = read_config(path)
         return cls(directory, config, architecture_of_config(config, path))
@@ -75,18 +85,20 @@ class HuggingFaceModel:
 
     @property
     def dtype(self) -> str:
-        """`float32`, `bfloat16` or `float16`: of the config, or of the stored embedding where it names none.
+        """`float32`, `bfloat16` or `float16`: what most bytes of the weights are stored in, whatever the config says.
 
         Raises:
             InputError: another one.
         """
-        found = self.config.get("dtype") or self.config.get("torch_dtype")
-        if found is None:
-            stored = self.tensors["model.embed_tokens.weight"].dtype
-            found = _DTYPES.get(stored, stored)
-        if found not in _PRECISION_FLAGS:
-            raise InputError(f"{self.config_path}: dtype is {found!r}, supported: {', '.join(_PRECISION_FLAGS)}")
-        return found
+        stored = Counter[str]()
+        for tensor in self.tensors.values():
+            stored[tensor.dtype] += tensor.num_bytes
+        [(most, _)] = stored.most_common(1) or [("no tensors", 0)]
+        if most not in _DTYPES:
+            raise InputError(
+                f"{self.directory}: the weights are stored in {most}, supported: {', '.join(_DTYPES)}: {OTHER_ROUTE}"
+            )
+        return _DTYPES[most]
 
     @property
     def has_tokenizer(self) -> bool:
@@ -111,8 +123,19 @@ class HuggingFaceModel:
         return [*megatron_flags.flags_of(self.architecture), "--attention-dropout", "0", "--hidden-dropout", "0"]
 
     def precision_flags(self, argv: Sequence[str]) -> list[str]:
-        """`--bf16` or `--fp16` as the weights are, unless the user's flags choose; nothing for float32."""
-        return [] if given_flags(argv) & {"--bf16", "--fp16"} else list(_PRECISION_FLAGS[self.dtype])
+        """`--bf16` or `--fp16` as the weights are stored, unless the user's flags choose; nothing for float32.
+
+        Says so once where the config names another precision: transformers would follow the config.
+        """
+        if given_flags(argv) & {"--bf16", "--fp16"}:
+            return []
+        named = self.config.get("dtype") or self.config.get("torch_dtype")
+        if isinstance(named, str) and named != self.dtype:
+            say_once(
+                f"{self.config_path} names the dtype {shown(named)}, but the weights are stored in {self.dtype}: "
+                f"computing in {self.dtype}"
+            )
+        return list(_PRECISION_FLAGS[self.dtype])
 
     def refuse_contradictions(self, argv: Sequence[str]) -> None:
         """Check the user's flags before Megatron parses them.
@@ -157,6 +180,7 @@ class HuggingFaceModel:
             if name not in self.tensors:
                 raise InputError(f"{self.directory} has no tensor {name}, which its {CONFIG_FILE} asks for")
             self._check_shape(name, shape)
+            self._check_dtype(name)
         for name, tensor in self.tensors.items():
             if self.architecture.tied and name == "lm_head.weight":
                 self._check_shape(name, expected["model.embed_tokens.weight"])
@@ -171,6 +195,13 @@ class HuggingFaceModel:
             raise InputError(
                 f"{self.tensors[name].file}: {name} has shape {self.tensors[name].shape}, {CONFIG_FILE} says {shape}: "
                 "weights and config belong to different models"
+            )
+
+    def _check_dtype(self, name: str) -> None:
+        tensor = self.tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise InputError(
+                f"{tensor.file}: {name} is stored in {tensor.dtype}, supported: {', '.join(_DTYPES)}: {OTHER_ROUTE}"
             )
 
     def fingerprint(self) -> Fingerprint:

@@ -7,7 +7,8 @@ its name only when it is whole.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ import torch
 import torch.distributed
 from megatron.core import mpu
 
-from megatron_miniplm.artifacts.atomic import publish, temporary_beside, write_json
+from megatron_miniplm.artifacts.atomic import atomic_output, write_json
+from megatron_miniplm.artifacts.whole_directory import whole_directory
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.huggingface.architecture import Architecture
-from megatron_miniplm.mcore.huggingface.config_json import FAMILIES, config_of_architecture, family_of, misfits
+from megatron_miniplm.mcore.huggingface.config_writing import config_of_architecture
+from megatron_miniplm.mcore.huggingface.disk_space import unwritable
+from megatron_miniplm.mcore.huggingface.families import FAMILIES, family_of, misfits
 from megatron_miniplm.mcore.huggingface.mapping import Layout, block_size, layout_of, tensor_shapes
 from megatron_miniplm.mcore.huggingface.model import CONFIG_FILE, TOKENIZER_FILES
 from megatron_miniplm.mcore.huggingface.parameters import named_parameters, tensor_parallel_place
+from megatron_miniplm.mcore.huggingface.special_tokens import GENERATION_FILE, UNKNOWN, GenerationSettings
 from megatron_miniplm.mcore.huggingface.tensor_files import INDEX_FILE, SINGLE_FILE
-from megatron_miniplm.mcore.program import on_rank_zero
+from megatron_miniplm.mcore.program import alike_on_all_ranks, on_rank_zero
 
 MAX_SHARD_BYTES = 5_000_000_000  # transformers' own bound
 
@@ -37,6 +42,7 @@ def save_huggingface(
     padded_vocab_size: int,
     family: str | None = None,
     tokenizer_dir: Path | None = None,
+    generation: GenerationSettings = UNKNOWN,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write `config.json`, safetensors and the tokenizer's files; a collective call of all ranks.
@@ -48,23 +54,33 @@ def save_huggingface(
         padded_vocab_size: of the chunks, over all ranks.
         family: a `model_type` to force where several fit (a Llama is a Mistral without a window).
         tokenizer_dir: a Hugging Face tokenizer to copy.
+        generation: ids of special tokens, and how the model generates.
         max_shard_bytes: of a file; a single tensor may exceed it.
 
     Raises:
-        InputError: the directory exists, or no family (or not the forced one) expresses the model.
+        InputError: the directory exists, no family (or not the forced one) expresses the model, or a rank cannot
+            write its files; nothing is left of those that were written.
     """
     family = on_rank_zero(lambda: _checked_family(architecture, directory, family))
-    temporary = on_rank_zero(lambda: _make_beside(directory))
-    try:
+    with _shared_by_ranks(whole_directory(directory)) as temporary:
         writer = _ShardWriter(temporary, max_shard_bytes)
         dtype = _write_tensors(chunks, architecture, padded_vocab_size, writer)
-        shards: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(shards, (writer.shards, dtype))
-        config = config_of_architecture(architecture, family, next(found for _, found in shards if found))
-        on_rank_zero(lambda: _finish(temporary, directory, [found for found, _ in shards], config, tokenizer_dir))
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        outcomes: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(outcomes, (writer.shards, dtype, writer.failure))
+        with alike_on_all_ranks():
+            for _, _, failure in outcomes:
+                if failure is not None:
+                    raise unwritable(directory, failure)
+        config = config_of_architecture(architecture, family, next(found for _, found, _ in outcomes if found))
+        on_rank_zero(lambda: _finish(temporary, [found for found, _, _ in outcomes], config, tokenizer_dir, generation))
+
+
+@contextmanager
+def _shared_by_ranks(directory: AbstractContextManager[Path]) -> Iterator[Path]:
+    """A context that rank 0 enters and leaves, with its value on every rank; a collective call."""
+    with ExitStack() as stack:
+        yield on_rank_zero(lambda: stack.enter_context(directory))
+        on_rank_zero(stack.close)
 
 
 def _checked_family(architecture: Architecture, directory: Path, family: str | None) -> str:
@@ -77,12 +93,6 @@ def _checked_family(architecture: Architecture, directory: Path, family: str | N
     if reasons := misfits(architecture, family):
         raise InputError(f"{family} does not express this model: it {', '.join(reasons)}")
     return family
-
-
-def _make_beside(directory: Path) -> Path:
-    temporary = temporary_beside(directory)
-    temporary.mkdir(parents=True)
-    return temporary
 
 
 def _write_tensors(
@@ -144,18 +154,24 @@ def _cut(whole: torch.Tensor, layout: Layout, shapes: dict[str, tuple[int, ...]]
 class _ShardWriter:
     """Collects tensors and writes them in files of a bounded size.
 
+    After a failure nothing more is written, but tensors are taken, so that the ranks stay in step.
+
     Attributes:
         shards: file name -> names and bytes of its tensors.
+        failure: why a file could not be written.
     """
 
     def __init__(self, directory: Path, max_shard_bytes: int) -> None:
         self.shards: dict[str, dict[str, int]] = {}
+        self.failure: str | None = None
         self._directory = directory
         self._max_shard_bytes = max_shard_bytes
         self._tensors: dict[str, torch.Tensor] = {}
         self._num_bytes = 0
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
+        if self.failure is not None:
+            return
         if self._tensors and self._num_bytes + tensor.nbytes > self._max_shard_bytes:
             self.flush()
         self._tensors[name] = tensor
@@ -165,25 +181,29 @@ class _ShardWriter:
         """Write what was collected, if anything, and make it durable."""
         if not self._tensors:
             return
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         rank = torch.distributed.get_rank()
         path = self._directory / f"rank-{rank:05d}-{len(self.shards):05d}.safetensors"
-        save_file(self._tensors, str(path), metadata={"format": "pt"})  # transformers asks for this key
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())
+        try:
+            save_file(self._tensors, str(path), metadata={"format": "pt"})  # transformers asks for this key
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+        except (SafetensorError, OSError) as error:
+            self.failure = str(error)
         self.shards[path.name] = {name: tensor.nbytes for name, tensor in self._tensors.items()}
         self._tensors, self._num_bytes = {}, 0
 
 
 def _finish(
     temporary: Path,
-    directory: Path,
     shards_of_ranks: Sequence[dict[str, dict[str, int]]],
     config: dict[str, Any],
     tokenizer_dir: Path | None,
+    generation: GenerationSettings,
 ) -> None:
-    """Number the shards of all ranks, write index, config and tokenizer, and rename the directory into place."""
+    """Number the shards of all ranks, and write index, config, generation settings and tokenizer."""
     shards = [shard for shards in shards_of_ranks for shard in shards.items()]
     weight_map: dict[str, str] = {}
     for number, (file_name, tensors) in enumerate(shards, start=1):
@@ -197,6 +217,8 @@ def _finish(
     if tokenizer_dir is not None:
         for name in TOKENIZER_FILES:
             if (tokenizer_dir / name).is_file():
-                shutil.copyfile(tokenizer_dir / name, temporary / name)
-    write_json(temporary / CONFIG_FILE, config)
-    publish(temporary, directory)
+                with open(tokenizer_dir / name, "rb") as source, atomic_output(temporary / name) as target:
+                    shutil.copyfileobj(source, target)
+    token_ids, generation_config = generation.files()
+    write_json(temporary / GENERATION_FILE, generation_config)
+    write_json(temporary / CONFIG_FILE, {**config, **token_ids})

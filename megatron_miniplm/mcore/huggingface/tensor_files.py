@@ -1,38 +1,20 @@
-"""The safetensors files of a directory: names, shapes and completeness without torch, and slices with it.
+"""The safetensors files of a directory: names, shapes and completeness without torch, and slices with it."""
 
-The format (github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON header that gives each
-tensor's dtype, shape and byte range, then the bytes.
-"""
-
-import json
-import struct
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from megatron_miniplm.artifacts.json_files import read_json
+from megatron_miniplm.artifacts.regular_files import path_below
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.mcore.huggingface.safetensors_header import AGAIN, StoredTensor, read_header
 
 if TYPE_CHECKING:
     import torch
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_LENGTH_BYTES = 8
-_AGAIN = "copy or download it again"
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor is.
-
-    Attributes:
-        dtype: in safetensors' words, such as `BF16`.
-    """
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
+_MAX_INDEX_BYTES = 64 << 20
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -48,21 +30,25 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
                 f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}: download its safetensors files, or save the "
                 "model again with transformers' save_pretrained"
             )
-        return _header(directory / SINGLE_FILE)
+        return read_header(directory / SINGLE_FILE)
+    if (directory / SINGLE_FILE).exists():
+        raise InputError(f"{directory} has both {SINGLE_FILE} and {INDEX_FILE}: remove the one that is out of date")
     file_by_name = _weight_map(index_path)
     headers: dict[str, dict[str, StoredTensor]] = {}
     for file_name in sorted(set(file_by_name.values())):
-        if not (directory / file_name).exists():
-            raise InputError(f"{directory / file_name} is missing, but {INDEX_FILE} names it: {_AGAIN}")
-        headers[file_name] = _header(directory / file_name)
+        path = path_below(directory, file_name, named_by=index_path)
+        try:
+            headers[file_name] = read_header(path)
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing, but {INDEX_FILE} names it: {AGAIN}") from None
     for name, file_name in file_by_name.items():
         if name not in headers[file_name]:
-            raise InputError(f"{directory / file_name} lacks {name}, which {INDEX_FILE} says is there: {_AGAIN}")
+            raise InputError(f"{directory / file_name} lacks {name}, which {INDEX_FILE} says is there: {AGAIN}")
     tensors: dict[str, StoredTensor] = {}
     for header in headers.values():
         for name, tensor in header.items():
             if name in tensors:
-                raise InputError(f"{name} is in both {tensors[name].file} and {tensor.file}: {_AGAIN}")
+                raise InputError(f"{name} is in both {tensors[name].file} and {tensor.file}: {AGAIN}")
             tensors[name] = tensor
     return tensors
 
@@ -73,33 +59,12 @@ def files_of(tensors: dict[str, StoredTensor]) -> list[Path]:
 
 
 def _weight_map(index_path: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(file_name) for name, file_name in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{index_path} is no index of safetensors files (no weight_map): {_AGAIN}") from None
-
-
-def _header(path: Path) -> dict[str, StoredTensor]:
-    size_bytes = path.stat().st_size
-    with open(path, "rb") as stream:
-        start = stream.read(_LENGTH_BYTES)
-        header_bytes = struct.unpack("<Q", start)[0] if len(start) == _LENGTH_BYTES else size_bytes
-        if _LENGTH_BYTES + header_bytes > size_bytes:
-            raise InputError(f"{path} is truncated within its header, at {size_bytes:,} bytes: {_AGAIN}")
-        try:
-            header: dict[str, Any] = json.loads(stream.read(header_bytes))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            tensors = {
-                name: StoredTensor(path, tuple(entry["shape"]), entry["dtype"]) for name, entry in entries.items()
-            }
-            stop = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{path} is no safetensors file (unreadable header): {_AGAIN}") from None
-    expected_bytes = _LENGTH_BYTES + header_bytes + stop
-    if size_bytes < expected_bytes:
-        raise InputError(f"{path} is truncated: {size_bytes:,} bytes of {expected_bytes:,}: {_AGAIN}")
-    return tensors
+    """Tensor -> file name."""
+    index = read_json(index_path, what="index of safetensors files", max_bytes=_MAX_INDEX_BYTES, remedy=AGAIN)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file_name, str) for file_name in weight_map.values()):
+        raise InputError(f"{index_path} is no index of safetensors files (its weight_map names no files): {AGAIN}")
+    return weight_map
 
 
 class SliceReader:
@@ -115,13 +80,16 @@ class SliceReader:
 
     def read(self, name: str, *, axis: int, start: int, stop: int) -> "torch.Tensor":
         """Rows (axis 0) or columns (axis 1) `start:stop` of a tensor, on the CPU, in its own dtype."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         file = self._tensors[name].file
-        if file not in self._open:
-            self._open[file] = safe_open(str(file), framework="pt", device="cpu")
-        part = self._open[file].get_slice(name)
-        return part[start:stop] if axis == 0 else part[:, start:stop]
+        try:
+            if file not in self._open:
+                self._open[file] = safe_open(str(file), framework="pt", device="cpu")
+            part = self._open[file].get_slice(name)
+            return part[start:stop] if axis == 0 else part[:, start:stop]
+        except SafetensorError as error:
+            raise InputError(f"{name} cannot be read from {file} ({error}): {AGAIN}") from None
 
     def __enter__(self) -> "SliceReader":
         return self

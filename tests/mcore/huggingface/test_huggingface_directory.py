@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.mcore.huggingface import HuggingFaceModel
-from megatron_miniplm.mcore.huggingface.config_json import architecture_of_config, config_of_architecture, family_of
+from megatron_miniplm.mcore.huggingface.config_json import architecture_of_config
+from megatron_miniplm.mcore.huggingface.config_writing import config_of_architecture
+from megatron_miniplm.mcore.huggingface.families import family_of
 from megatron_miniplm.mcore.huggingface.mapping import Layout, Piece, layout_of, padded_size, tensor_shapes
 
 
@@ -38,7 +40,7 @@ def change_config(directory: Path, **changes: Any) -> None:
 
 
 def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as raised:
+    with pytest.raises((InputError, CorruptArtifactError)) as raised:
         action()
     return str(raised.value)
 
@@ -68,13 +70,43 @@ def test_transformers_4_configs(llama: Path) -> None:
     scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3"}
     scaling["original_max_position_embeddings"] = 8192
     change_config(llama, rope_parameters=None, rope_theta=500000.0, rope_scaling=scaling, dtype=None)
-    change_config(llama, torch_dtype="bfloat16")
     model = HuggingFaceModel.open(llama)
     assert model.architecture.rotary_base == 500_000
     assert model.architecture.rope_scaling is not None
     assert model.architecture.rope_scaling.factor == 8.0
-    assert model.precision_flags([]) == ["--bf16"]
-    assert model.precision_flags(["--fp16"]) == []
+
+
+def test_the_precision_is_that_of_the_weights(
+    saved: Path, tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the config says; a disagreement is said, and norms in float32 do not decide."""
+    change_config(llama, torch_dtype="bfloat16", dtype=None)
+    assert HuggingFaceModel.open(llama).precision_flags([]) == []
+    assert "names the dtype 'bfloat16', but the weights are stored in float32" in capsys.readouterr().out
+    half = tmp_path / "half"
+    half.mkdir()
+    tensors = {
+        name: tensor if "norm" in name else tensor.to(torch.bfloat16)
+        for name, tensor in load_file(saved / "llama-tied" / "model.safetensors").items()
+    }
+    save_file(tensors, half / "model.safetensors")
+    (half / "config.json").write_bytes((saved / "llama-tied" / "config.json").read_bytes())
+    for named in ("bfloat16", {}, 3, None):
+        change_config(half, dtype=named)
+        assert HuggingFaceModel.open(half).precision_flags([]) == ["--bf16"]
+        assert HuggingFaceModel.open(half).precision_flags(["--fp16"]) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_weights_in_another_precision_are_refused(saved: Path, tmp_path: Path) -> None:
+    tensors = load_file(saved / "llama-tied" / "model.safetensors")
+    save_file(
+        {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}, tmp_path / "model.safetensors"
+    )
+    (tmp_path / "config.json").write_bytes((saved / "llama-tied" / "config.json").read_bytes())
+    model = HuggingFaceModel.open(tmp_path)
+    assert "is stored in F8_E4M3, supported: F32, BF16, F16" in refusal(model.check_tensors)
+    assert "are stored in F8_E4M3" in refusal(lambda: model.dtype)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +124,7 @@ def test_transformers_4_configs(llama: Path) -> None:
             "low_freq_factor of rope type llama3 is 2.0, Megatron's decoder has 1.0 only",
         ),
         ({"hidden_size": None}, "hidden_size is None, expected a positive integer"),
-        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 2}, "for some layers only"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 2}, "by some layers only"),
     ],
 )
 def test_what_megatron_cannot_express_is_refused(llama: Path, changes: dict[str, Any], message: str) -> None:
@@ -135,7 +167,7 @@ def test_missing_and_truncated_shards(llama: Path) -> None:
     for damaged, reason in (
         (content[:100], "is truncated within its header, at 100 bytes"),
         (b"", "is truncated within its header, at 0 bytes"),
-        (struct.pack("<Q", 4) + b"{]}}", "is no safetensors file (unreadable header)"),
+        (struct.pack("<Q", 4) + b"{]}}", "is not a valid safetensors header"),
     ):
         shard.write_bytes(damaged)
         assert f"{shard} {reason}" in refusal(HuggingFaceModel.open(llama).check_tensors)
