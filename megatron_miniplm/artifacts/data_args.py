@@ -25,9 +25,9 @@ def refuse_unreadable(prefixes: Iterable[Path]) -> None:
         prefixes: that a `data_args.txt` will name, or directories that they lie in.
     """
     for prefix in prefixes:
-        if len(str(prefix.absolute()).split()) != 1:
+        if (path := str(prefix.absolute())).split() != [path]:
             raise InputError(
-                f"{str(prefix.absolute())!r} has a blank, tab or newline in it, at which Megatron splits {DATA_ARGS}: "
+                f"{path!r} has a blank, tab or newline in it, at which Megatron splits {DATA_ARGS}: "
                 "give a path without, such as a symbolic link to that directory"
             )
 

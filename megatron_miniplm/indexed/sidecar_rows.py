@@ -117,7 +117,7 @@ class RowCheck:
 
 def mismatch_of_sequence(path: Path, corpus: IndexedCorpus, sequence: int, rows: list[dict[str, int]]) -> str | None:
     """Whether the rows of one sequence are not of its tokens: a message, or None; reads that sequence alone."""
-    tokens_T = corpus.sequence(sequence)
+    tokens_T = corpus.sequence(sequence) if 0 <= sequence < len(corpus) else np.zeros(0, corpus.token_dtype)
     num_tokens = [row["num_tokens"] for row in rows]
     if sum(num_tokens) == len(tokens_T):
         found = crc32_of_runs(tokens_T, np.array(num_tokens, np.int64))
