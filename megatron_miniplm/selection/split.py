@@ -56,7 +56,8 @@ def split_reference(
         is_reference_N = np.zeros(num_sequences, bool)
         is_reference_N[np.random.default_rng(seed).permutation(num_sequences)[:num_reference]] = True
         for part, is_part_N in ((REFERENCE, is_reference_N), (POOL, ~is_reference_N)):
-            _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)
+            with sole_writer(output_dir / part):  # removes what a kill has left there, too
+                _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)
         manifest.write(output_dir)
     return counts
 
@@ -69,7 +70,7 @@ def _write_part(
     fingerprint: Fingerprint,
     settings: dict[str, float],
 ) -> None:
-    """One view a prefix, the blend, and the part's own manifest."""
+    """One view a prefix, the blend, and the part's own manifest; the caller holds the lock of the directory above."""
     weighted, parents, start = [], [], 0
     for corpus in corpora:
         indices_K = np.flatnonzero(is_part_N[start : start + len(corpus)])

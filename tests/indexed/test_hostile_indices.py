@@ -4,6 +4,7 @@ import resource
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -32,19 +33,18 @@ def read_all(prefix: Path) -> None:
     corpus.fingerprint()
 
 
-@pytest.mark.parametrize("num_sequences", COUNTS)
-@pytest.mark.parametrize("num_boundaries", COUNTS)
-def test_huge_counts(tmp_path: Path, num_sequences: int, num_boundaries: int) -> None:
+def test_huge_counts(tmp_path: Path) -> None:
     content = bytearray(write(tmp_path / "corpus"))
-    content[18:34] = struct.pack("<QQ", num_sequences, num_boundaries)
-    (tmp_path / "corpus.idx").write_bytes(content)
-    with pytest.raises(CorruptArtifactError, match=r"corpus\.idx"):
-        read_all(tmp_path / "corpus")
+    for num_sequences, num_boundaries in product(COUNTS, COUNTS):
+        content[18:34] = struct.pack("<QQ", num_sequences, num_boundaries)
+        (tmp_path / "corpus.idx").write_bytes(content)
+        with pytest.raises(CorruptArtifactError, match=r"corpus\.idx"):
+            read_all(tmp_path / "corpus")
 
 
 def test_counts_of_a_sparse_file_take_no_memory(tmp_path: Path) -> None:
-    """20 GB of zeros on no disk space; all lengths are 0, so it is a valid index of a corpus without tokens."""
-    num_sequences = 10**9
+    """Zeros on no disk space, which are lengths and pointers of empty sequences; only the boundaries are wrong."""
+    num_sequences = 2 * 10**7
     write(tmp_path / "corpus")
     (tmp_path / "corpus.bin").write_bytes(b"")
     header = struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, 8, num_sequences, 2)
@@ -52,9 +52,9 @@ def test_counts_of_a_sparse_file_take_no_memory(tmp_path: Path) -> None:
         stream.write(header)
         stream.truncate(34 + 12 * num_sequences + 16)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CorruptArtifactError, match="the document boundaries run from 0 to 0, expected 0 to 1000000000"):
+    with pytest.raises(CorruptArtifactError, match="the document boundaries run from 0 to 0, expected 0 to 20000000"):
         IndexedCorpus.open(tmp_path / "corpus")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kilobytes"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120_000, "kilobytes"
 
 
 @fuzz(150)

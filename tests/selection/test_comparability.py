@@ -79,6 +79,6 @@ def test_swapped_stores_are_said(
 def test_an_expression_of_ones_own_is_not_judged(
     teacher: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--from-scores", "-reference", "--reference-scores", str(reference), "--processes", "1"]
+    flags = ["--from-scores=-reference", "--reference-scores", str(reference), "--processes", "1"]
     assert run_tool("difference-sampling", [*flags, "--output", str(tmp_path / "own"), "--ratio", "0.5"]) == 0
     assert "swapped" not in capsys.readouterr().err
