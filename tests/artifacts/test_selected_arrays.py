@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_miniplm.artifacts.atomic import write_array
-from megatron_miniplm.artifacts.selected_arrays import BLOCK_SEQUENCES, INDEX_DTYPE, BlockChecksums, CheckedArray
+from megatron_miniplm.artifacts.selected_arrays import (
+    BLOCK_SEQUENCES,
+    INDEX_DTYPE,
+    BlockChecksums,
+    CheckedArray,
+    KeptLookup,
+)
 from megatron_miniplm.errors import CorruptArtifactError, MiniPLMError
 
 NUM_VALUES = 2 * BLOCK_SEQUENCES + 100
@@ -51,8 +57,9 @@ def test_checksums_do_not_depend_on_the_pieces(sizes: list[int]) -> None:
 def test_what_is_read_is_what_was_written(array: CheckedArray, values_K: np.ndarray) -> None:
     assert np.array_equal(array.whole(), values_K)
     assert np.array_equal(array.read(5, BLOCK_SEQUENCES + 7), values_K[5 : BLOCK_SEQUENCES + 7])
-    places = np.array([0, NUM_VALUES - 1, BLOCK_SEQUENCES])
-    assert np.array_equal(array.at(places), values_K[places])
+    sequences = values_K[[0, NUM_VALUES - 1, BLOCK_SEQUENCES]]
+    for found in KeptLookup(array, array, array).find(sequences):
+        assert np.array_equal(found, sequences)
 
 
 @pytest.mark.parametrize("value", [0, BLOCK_SEQUENCES, NUM_VALUES - 1])
@@ -60,19 +67,22 @@ def test_a_flipped_bit_is_found_where_it_is_read(array: CheckedArray, values_K: 
     flip_bit(array.path, value)
     block = value // BLOCK_SEQUENCES
     other = (block + 1) % 3 * BLOCK_SEQUENCES
-    assert array.at(np.array([other])) == values_K[other], "blocks that are whole can be read"
-    for read in (array.whole, lambda: array.read(value, value + 1), lambda: array.at(np.array([value]))):
+    lookup = KeptLookup(array, array, array)
+    assert lookup.find(values_K[[other]])[0] == values_K[other], "blocks that are whole can be read"
+    for read in (array.whole, lambda: array.read(value, value + 1), lambda: array.check(block)):
         with pytest.raises(CorruptArtifactError, match=rf"entries {block * BLOCK_SEQUENCES} to \d+ do not match"):
             read()
 
 
 def test_a_data_worker_verifies_for_itself(array: CheckedArray) -> None:
     array.whole()
-    pickled = pickle.dumps(array)
+    lookup = KeptLookup(array, array, array)
+    lookup.find(array.whole()[:1])
+    pickled = pickle.dumps(lookup)
     assert len(pickled) < NUM_VALUES, "without the values"
     flip_bit(array.path, 0)
     with pytest.raises(CorruptArtifactError):
-        pickle.loads(pickled).at(np.array([0]))
+        pickle.loads(pickled).find(np.array([3]))
 
 
 @pytest.mark.parametrize("kind", ["missing", "longer", "shorter", "header", "FIFO", "directory", "device"])
