@@ -219,10 +219,15 @@ def _prefix(directory: Path, entry: Mapping[str, Any], start: int, files: Mappin
         start=start,
         weighted_tokens=float(entry["weighted_tokens"]),
         fingerprint=entry["fingerprint"],
-        **{f"{name}_path": directory / file_name for name, file_name in names.items()},
+        indices_path=directory / names["indices"],
+        weights_path=directory / names["weights"],
+        values_path=directory / names["values"],
+        checksums_path=directory / names["checksums"],
         checksums_digest=files[names["checksums"]]["blake2b"],
         view=None if entry["view"] is None else directory / _file_name(entry["view"]),
-        **counts,
+        num_source_sequences=counts["num_source_sequences"],
+        num_sequences=counts["num_sequences"],
+        num_tokens=counts["num_tokens"],
     )
 
 
