@@ -79,8 +79,7 @@ def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | 
     Raises:
         InputError: Megatron refused the flags; the message holds its reason.
     """
-    from megatron.training.arguments import parse_and_validate_args
-
+    parse_and_validate_args = _megatron_parser()
     add_device_flags()
 
     def extended(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -94,6 +93,19 @@ def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | 
     unset = {name: value for name, value in defaults.items() if f"--{name.replace('_', '-')}" not in given}
     with hidden(), megatron_errors("these flags"):
         return parse_and_validate_args(extra_args_provider=extended, args_defaults=unset)
+
+
+def _megatron_parser() -> Callable[..., argparse.Namespace]:
+    """Megatron's `parse_and_validate_args`; of 0.17, under which inspect-batch runs too, its two halves."""
+    from megatron.training import arguments
+
+    if hasattr(arguments, "parse_and_validate_args"):
+        return arguments.parse_and_validate_args
+
+    def parse_and_validate_args(extra_args_provider: AddArguments, args_defaults: dict[str, Any]) -> argparse.Namespace:
+        return arguments.validate_args(arguments.parse_args(extra_args_provider), args_defaults)
+
+    return parse_and_validate_args
 
 
 def add_device_flags() -> None:

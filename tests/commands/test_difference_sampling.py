@@ -81,7 +81,7 @@ def test_scores_of_both_models_or_predictions(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("index_only", [False, True])
 def test_the_flags_that_use_the_weights(capsys: pytest.CaptureFixture[str], index_only: bool) -> None:
-    """The blend that is printed is of prefixes that `--miniplm-selection` refines, with the weights of the selection."""
+    """The printed blend is of prefixes that `--miniplm-selection` refines, with the weights of the selection."""
     flags = ["--ratio", "0.5", "--weights", "softmax", "--output", "refined", *(["--index-only"] if index_only else [])]
     assert run_tool("difference-sampling", [*STORES, *flags]) == 0
     hint = capsys.readouterr().out.splitlines()[-1]
