@@ -17,10 +17,21 @@ DATA_ARGS = "data_args.txt"
 def write_data_args(directory: Path, weighted_prefixes: Sequence[tuple[int, Path]]) -> Path:
     """Write the blend of a directory's prefixes; one without tokens is left out, Megatron refuses a weight of 0."""
     path = directory / DATA_ARGS
+    require_readable(*(prefix for _, prefix in weighted_prefixes))
     # `absolute`, not `resolve`: a user's symlinked data directory stays what the user called it.
     lines = [f"{num_tokens} {prefix.absolute()}\n" for num_tokens, prefix in weighted_prefixes if num_tokens > 0]
     write_text(path, "".join(lines))
     return path
+
+
+def require_readable(*paths: Path) -> None:
+    """Raise `InputError` for a path that Megatron could not read in a `data_args.txt`: it splits the file at blanks."""
+    for path in paths:
+        if any(character.isspace() for character in str(path.absolute())):
+            raise InputError(
+                f"{str(path.absolute())!r} contains a blank, tab or line break, at which Megatron splits {DATA_ARGS}: "
+                "choose a path without one"
+            )
 
 
 def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:

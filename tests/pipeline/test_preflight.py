@@ -6,6 +6,7 @@ from megatron_miniplm.pipeline import preflight
 from megatron_miniplm.pipeline.preflight import StageCommand, find_faults, read_commands
 
 SELECTION = "miniplm difference-sampling --teacher-scores t --reference-scores r --output o"
+SCORING = "miniplm score-corpus --miniplm-corpus c --miniplm-scores s"
 LAUNCHED = "python -m megatron_miniplm.launch ~/Megatron-LM/pretrain_gpt.py --num-layers 2 --flag-of-the-script"
 
 
