@@ -18,13 +18,14 @@ SUBMIT = REPOSITORY / "slurm/submit_pipeline.sh"
 
 
 def dry_run(
-    tmp_path: Path, configuration: str, *, check_flags: bool = False, cluster: str = ""
+    tmp_path: Path, configuration: str, *, check_flags: bool = False, cluster: str = "", run_dir: str = "run"
 ) -> subprocess.CompletedProcess[str]:
     """A dry run; text and paths of the configuration are put below `tmp_path`."""
     (tmp_path / "text.jsonl").write_text("{}\n")
     path, env = tmp_path / "run.conf", tmp_path / "env.sh"
     heldout = "((${#HELDOUT_TEXT[@]} == 0)) || HELDOUT_TEXT=(${TEXT[0]})"
-    path.write_text(f"RUN_DIR={tmp_path}/run\n{configuration}\nTEXT=({tmp_path}/text.jsonl)\n{heldout}\n")
+    run = shlex.quote(str(tmp_path / run_dir))
+    path.write_text(f"{configuration}\nRUN_DIR={run}\nTEXT=({tmp_path}/text.jsonl)\n{heldout}\n")
     # The program that checks flags must find its packages.
     here = f"PATH={Path(sys.executable).parent}:$PATH CHECK_FLAGS={'yes' if check_flags else 'no'}"
     env.write_text(f"source {REPOSITORY}/slurm/env.sh\n{here}\n{cluster}\n")
@@ -160,8 +161,7 @@ def test_a_setting_for_no_stage_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["my run", "tab\there", "line\n", "job-%j", "back\\slash", "a|b"])
 def test_a_run_directory_that_megatron_or_slurm_cannot_read_is_refused(tmp_path: Path, name: str) -> None:
-    text = f"source {REPOSITORY}/docs/pipeline.conf\nRUN_DIR={shlex.quote(f'{tmp_path}/{name}')}\n"
-    done = dry_run(tmp_path, text)
+    done = dry_run(tmp_path, f"source {REPOSITORY}/docs/pipeline.conf", run_dir=name)
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
