@@ -30,6 +30,7 @@ from megatron_miniplm.commands.score_corpus import (
     add_shared_arguments,
     model_flags,
     open_model,
+    require_seq_length,
 )
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.checkpoints import ALL, LATEST, choose_iterations
@@ -114,6 +115,7 @@ def _check(argv: Sequence[str]) -> "tuple[HuggingFaceModel | None, list[HeldOutC
         _iterations(arguments)
     elif arguments.checkpoint_iterations != [LATEST]:
         raise InputError("--checkpoint-iterations is for --load; --load-hf names one model: leave it out")
+    require_seq_length(model, argv)
     return model, corpora
 
 
