@@ -103,7 +103,8 @@ def _check(argv: Sequence[str]) -> "tuple[HuggingFaceModel | None, list[HeldOutC
     if "--ckpt-step" in given_flags(argv):
         raise InputError("--ckpt-step has no meaning here: give --checkpoint-iterations")
     for flag in ("--miniplm-block-sequences", "--every-nth"):
-        if (value := getattr(arguments, flag.removeprefix("--").replace("-", "_"))) < 1:
+        value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
+        if value is not None and value < 1:
             raise InputError(f"{flag} {value} must be at least 1")
     if Path(arguments.miniplm_scores).is_file():
         raise InputError(f"--miniplm-scores {arguments.miniplm_scores} is a file: give a directory")

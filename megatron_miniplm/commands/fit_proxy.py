@@ -115,7 +115,7 @@ def _check(argv: Sequence[str]) -> tuple["HuggingFaceModel | None", int]:
         raise InputError(f"{found[0]} has no meaning here: give {OURS_INSTEAD[found[0]]}")
     for flag, least in (("--proxy-steps", 1), ("--proxy-batch-sequences", 1), ("--miniplm-block-sequences", 1)):
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
-        if value < least:
+        if value is not None and value < least:
             raise InputError(f"{flag} {value} must be at least {least}")
     if not 0 < arguments.holdout_fraction < 1:
         raise InputError(f"--holdout-fraction {arguments.holdout_fraction} must lie in (0, 1)")

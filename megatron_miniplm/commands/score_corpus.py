@@ -79,8 +79,9 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--miniplm-block-sequences",
         type=int,
-        default=4096,
-        help="sequences of a block, the unit of work, of resuming and of files (default: 4096)",
+        metavar="N",
+        help="sequences per block, the unit of work, of resuming and of files (default: by the number of tokens, "
+        "64 to 4096 full windows)",
     )
     group.add_argument(
         "--miniplm-window-overlap",
@@ -159,7 +160,7 @@ def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
     check_prefixes(arguments)
-    if arguments.miniplm_block_sequences < 1:
+    if arguments.miniplm_block_sequences is not None and arguments.miniplm_block_sequences < 1:
         raise InputError(f"--miniplm-block-sequences {arguments.miniplm_block_sequences} must be at least 1")
     if not 0 < arguments.sample_fraction <= 1:
         raise InputError(f"--sample-fraction {arguments.sample_fraction} must lie in (0, 1]")

@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -122,6 +123,17 @@ def test_what_a_killed_process_left_is_written_over(tmp_path):
     write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
     assert IndexedCorpus.open(tmp_path / "corpus").sequence(0).tolist() == list(range(6))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".corpus2.idx.123.tmp", "corpus.bin", "corpus.idx"]
+
+
+@pytest.mark.parametrize("make_link", [os.symlink, os.link])
+def test_links_under_the_names_of_temporary_files_are_not_followed(tmp_path, make_link):
+    (tmp_path / "victim").write_bytes(b"precious")
+    for name in (".corpus.bin.tmp", ".corpus.lengths.tmp", ".corpus.boundaries.tmp"):
+        make_link(tmp_path / "victim", tmp_path / name)
+    write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert not (tmp_path / "corpus.bin").is_symlink()
+    assert IndexedCorpus.open(tmp_path / "corpus").sequence(0).tolist() == list(range(6))
 
 
 def test_a_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path, monkeypatch):
