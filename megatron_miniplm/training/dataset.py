@@ -32,6 +32,7 @@ from megatron_miniplm.training.index_cache import DESCRIPTION, IndexCache, is_ol
 from megatron_miniplm.training.records import check_resumed_run
 from megatron_miniplm.training.refinement import RefinedPrefix, Refinement, refuse_too_many
 from megatron_miniplm.training.schedule import starts_in_prefix
+from megatron_miniplm.training.views import verify_view
 
 #: Key of a sample beside Megatron's: (4,) float32, see `CONSUMED`.
 STATISTICS = "miniplm_statistics"
@@ -75,6 +76,17 @@ def refined_class(cls: Any, config: Any) -> Any:
     _check_blend(refinement, config)
     config.miniplm = refinement  # not a field: a script makes the configuration by Megatron's own class
     return DifferenceSampledGPTDataset
+
+
+def verify_view_of(cls: Any, args: tuple[Any, ...]) -> None:
+    """Compare a view with its manifest before it is trained on; `args` are those of the class, such as `GPTDataset`.
+
+    Raises:
+        CorruptArtifactError: it is not what was written.
+    """
+    if isinstance(cls, type) and issubclass(cls, GPTDataset) and len(args) > 1 and isinstance(args[1], str):
+        cache = getattr(args[-1], "path_to_cache", None) or os.path.join(args[1], "cache", f"{cls.__name__}_indices")
+        verify_view(args[1], Path(cache))
 
 
 def warn_of_stale_cache(dataset: Any) -> None:

@@ -91,6 +91,7 @@ def _build_generic_dataset(original: Callable[..., Any]) -> Any:
     @wraps(original)
     def build_generic_dataset(cls: Any, is_built_on_rank: Any, synchronize_ranks: bool, *args: Any) -> Any:
         ours = _of_training("dataset")
+        ours.verify_view_of(cls, args)
         try:
             dataset = original(ours.safely_cached(cls, args), is_built_on_rank, synchronize_ranks, *args)
         except Exception as error:
