@@ -202,7 +202,7 @@ def test_prefixes_of_one_name_are_told_apart_by_path(capsys: pytest.CaptureFixtu
             "refined has no prefix 'pile': it was made of pile_text_document",
         ),
         (["teacher", "--sequence", "0"], "teacher is no selection, but of kind scores"),
-        (["nothing", "--sequence", "0"], "nothing has no nothing.manifest.json: it is not a finished artifact of"),
+        (["nothing", "--sequence", "0"], "nothing does not exist: give a directory that difference-sampling wrote"),
     ],
 )
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
