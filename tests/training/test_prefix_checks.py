@@ -8,7 +8,7 @@ from megatron_runs import write_corpus
 
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
-from megatron_miniplm.training.views import verify_view
+from megatron_miniplm.training.prefix_checks import verify_view
 
 
 @pytest.fixture
