@@ -31,7 +31,7 @@ from megatron_miniplm.artifacts.manifest import (
 from megatron_miniplm.artifacts.selections import SELECTION, SelectedPrefix, Selection
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.existing import existing_corpus
-from megatron_miniplm.indexed.merge import Part, blend_prefixes, check_alike, copy_parts, inputs_behind
+from megatron_miniplm.indexed.merge import Part, check_alike, copy_parts, inputs_behind, write_blend
 from megatron_miniplm.indexed.view import view_name, write_view
 from megatron_miniplm.progress import Progress
 
@@ -68,7 +68,7 @@ def materialize(inputs: Sequence[Path], output_dir: Path) -> Manifest:
         with Progress(sum(copy.num_bytes for copy in missing), "B") as progress:
             for copy in missing:
                 copy.write(output_dir, progress.advance)
-        return blend_prefixes([output_dir / copy.name for copy in copies], output_dir)
+        return write_blend([output_dir / copy.name for copy in copies], output_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
