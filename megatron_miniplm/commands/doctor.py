@@ -13,7 +13,7 @@ _MARKS = {"ok": "ok    ", "partly": "PARTLY", "absent": "absent", "wrong": "WRON
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def run(arguments: argparse.Namespace) -> int:

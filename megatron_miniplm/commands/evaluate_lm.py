@@ -50,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group = parser.add_argument_group(title="miniplm held-out evaluation")
     add_shared_arguments(group)
     group.add_argument(
-        "--miniplm-scores", required=True, metavar="DIR", help="DIR/CHECKPOINT/CORPUS: where scores go; resumed"
+        "--miniplm-scores",
+        required=True,
+        metavar="DIR",
+        help="directory for scores, as DIR/CHECKPOINT/CORPUS; existing scores are reused",
     )
     group.add_argument(
         "--checkpoint-iterations",
@@ -60,9 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help=f"iterations of --load, {LATEST} (default) or {ALL}",
     )
     group.add_argument(
-        "--every-nth", type=int, default=1, metavar="N", help="of these, every N-th, counted back from the last"
+        "--every-nth",
+        type=int,
+        default=1,
+        metavar="N",
+        help="evaluate every N-th of these iterations, counted back from the last",
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
+    group.add_argument("--json", type=Path, metavar="FILE", help="also write all results to this file")
     add_counting_arguments(group)
     return parser
 

@@ -55,26 +55,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help=f"tasks, groups or tags of lm_eval, or task files (default: {PAPER_GROUP}, the nine of the paper)",
     )
     group.add_argument(
-        "--miniplm-results", type=Path, required=True, metavar="DIR", help="finished tasks; resumed if started"
+        "--miniplm-results",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory for the results of finished tasks; existing results are reused",
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="write lm_eval's results of all tasks there")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write lm_eval's results of all tasks to this file")
     group.add_argument(
-        "--samples", type=Path, metavar="FILE", help="write every example there, with its log-likelihoods, as JSONL"
+        "--samples",
+        type=Path,
+        metavar="FILE",
+        help="write every example with its log-likelihoods to this file, as JSONL",
     )
-    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
+    group.add_argument("--load-hf", type=Path, metavar="DIR", help="Hugging Face model directory, instead of --load")
     group.add_argument(
-        "--miniplm-float32", action="store_true", help="compute in float32 whatever --load-hf is stored in"
-    )
-    group.add_argument(
-        "--include-path", type=Path, action="append", default=[], metavar="DIR", help="a directory of your own tasks"
-    )
-    group.add_argument(
-        "--miniplm-offline", action="store_true", help="take data sets from the cache alone, never ask the network"
+        "--miniplm-float32", action="store_true", help="compute in float32, whatever precision --load-hf is stored in"
     )
     group.add_argument(
-        "--num-fewshot", type=int, metavar="N", help="examples in the context (default: each task's own, mostly 0)"
+        "--include-path",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="directory with your own tasks; repeat the flag for several",
     )
-    group.add_argument("--limit", type=int, metavar="N", help="ask the first N examples of each task (default: all)")
+    group.add_argument(
+        "--miniplm-offline", action="store_true", help="use data sets from the cache only; never access the network"
+    )
+    group.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="examples in the context (default: as each task says, mostly 0)"
+    )
+    group.add_argument(
+        "--limit", type=int, metavar="N", help="evaluate the first N examples of each task (default: all)"
+    )
     return parser
 
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         required=True,
         metavar="K",
-        help="global ids, from 0 over all prefixes in order; with --prefix, of the sequences of that prefix",
+        help="sequence ids, counted from 0 over all prefixes in order; with --prefix, counted within that prefix",
     )
     parser.add_argument("--prefix", metavar="NAME", help="name or path of a source prefix")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")

@@ -52,21 +52,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Our argument group beside Megatron's."""
     group = parser.add_argument_group(title="miniplm proxy")
     add_shared_arguments(group)
-    group.add_argument("--teacher-scores", required=True, metavar="DIR", help="of a random part of the corpus")
-    group.add_argument("--reference-scores", required=True, metavar="DIR", help="of the same part, or of all of it")
     group.add_argument(
-        "--difference-scores", required=True, metavar="DIR", help="where the predictions go; resumed if started"
+        "--teacher-scores", required=True, metavar="DIR", help="teacher scores of a random part of the corpus"
     )
-    group.add_argument("--proxy-steps", type=int, required=True, metavar="N", help="updates of the fit")
     group.add_argument(
-        "--proxy-batch-sequences", type=int, default=64, metavar="N", help="sequences of an update (default: 64)"
+        "--reference-scores", required=True, metavar="DIR", help="reference scores of the same part, or of all of it"
+    )
+    group.add_argument(
+        "--difference-scores",
+        required=True,
+        metavar="DIR",
+        help="directory to write the predictions to; existing ones are continued",
+    )
+    group.add_argument("--proxy-steps", type=int, required=True, metavar="N", help="optimizer steps of the fit")
+    group.add_argument(
+        "--proxy-batch-sequences", type=int, default=64, metavar="N", help="sequences per step (default: 64)"
     )
     group.add_argument(
         "--holdout-fraction",
         type=float,
         default=0.1,
         metavar="F",
-        help="share of the sampled sequences that is only compared with (default: 0.1)",
+        help="fraction of the scored sample held out to measure the fit (default: 0.1)",
     )
     return parser
 

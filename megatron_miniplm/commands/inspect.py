@@ -25,10 +25,10 @@ from megatron_miniplm.terminal import printable, printable_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH", help="prefix (without .bin or .idx) or directory")
+    parser.add_argument("path", type=Path, metavar="PATH", help="prefix (without .bin or .idx), or directory")
     parser.add_argument("--check", action="store_true", help="validate everything; reads all of the data")
     parser.add_argument(
-        "--sequence", type=int, metavar="K", help="print the text of sequence K, from 0, and its origin"
+        "--sequence", type=int, metavar="K", help="print the text and origin of sequence K, counted from 0"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 

@@ -41,10 +41,10 @@ _PARALLEL_FLAGS = ("--tensor-model-parallel-size", "--pipeline-model-parallel-si
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Our argument group beside Megatron's and that of training."""
     group = parser.add_argument_group(title="miniplm inspect-batch")
-    group.add_argument("--iteration", type=int, required=True, metavar="K", help="training step, as the log counts")
     group.add_argument(
-        "--json", action="store_true", help="print one JSON object, with whole texts, instead of a table"
+        "--iteration", type=int, required=True, metavar="K", help="training step, as in the training log"
     )
+    group.add_argument("--json", action="store_true", help="print one JSON object with whole texts instead of a table")
     group.add_argument(
         "--text-characters",
         type=int,

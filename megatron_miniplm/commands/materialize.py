@@ -21,9 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PATH",
-        help="prefixes, directories with a data_args.txt (it stands for the prefixes in it), and index-only selections",
+        help="prefixes, directories with a data_args.txt (which stand for the prefixes in it), or "
+        "index-only selections",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory of the copies")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write the copies to")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -16,10 +16,14 @@ from megatron_miniplm.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("selection", type=Path, metavar="SELECTION", help="directory of difference-sampling")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory of the report")
+    parser.add_argument("selection", type=Path, metavar="SELECTION", help="directory that difference-sampling wrote")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write the report to")
     parser.add_argument(
-        "--examples", type=int, default=10, metavar="N", help="texts of each kind, up to 50 (default: 10)"
+        "--examples",
+        type=int,
+        default=10,
+        metavar="N",
+        help="number of example texts of each kind, up to 50 (default: 10)",
     )
     parser.add_argument(
         "--compare",
@@ -27,11 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="SELECTION",
-        help="other selections of the same corpus: how much they share with this one",
+        help="other selections of the same corpus: report their overlap with this one",
     )
     group = parser.add_argument_group("tokenizer", "decodes examples whose original text is gone (default: token ids)")
     group.add_argument("--tokenizer-type", metavar="TYPE", help=TYPES_TEXT)
-    group.add_argument("--tokenizer-model", type=Path, metavar="PATH", help="as in preprocess-data")
+    group.add_argument("--tokenizer-model", type=Path, metavar="PATH", help="tokenizer files, as in preprocess-data")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -29,8 +29,8 @@ _SHOWN_RUNS = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR")
-    parser.add_argument("--verify", action="store_true", help="check all checksums; reads all of the scores")
-    parser.add_argument("--to-parquet", type=Path, metavar="FILE", help="write one row a sequence")
+    parser.add_argument("--verify", action="store_true", help="verify all checksums; reads all of the scores")
+    parser.add_argument("--to-parquet", type=Path, metavar="FILE", help="write one row per sequence to this file")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
