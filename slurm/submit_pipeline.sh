@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submit the whole road as SLURM jobs: each stage starts when those that it needs have ended well. Given again, it submits
+# Submit the whole pipeline as SLURM jobs: each stage starts when those that it needs have succeeded. Run again, it submits
 # only what is neither finished nor queued.
 #
 #   slurm/submit_pipeline.sh CONFIGURATION              such as examples/quickstart/pipeline.conf

@@ -1,11 +1,12 @@
-"""What selection did to the data: diversity, lengths, vocabulary, domains and copies, side by side.
+"""Measure how selection changed the data: diversity, lengths, vocabulary, domains and duplicates, side by side.
 
-Give each data set a name and its prefixes, directories of views, or selections; the first is what selection began with:
+Give each data set a name and its prefixes, directories of views, or selections; the first is the data before selection:
 
     miniplm analyze-data --data pool split/pool --data refined selection --output analysis
 
-Lengths and domains are of every sequence. Copies, and the n-grams of --heldout corpora, are of every token, and left
-out where a data set has more than --scan-tokens. Vocabulary and diversity are of a sample, with a standard error.
+Lengths and domains are computed over all sequences. Duplicates and the n-grams of --heldout are computed over all
+tokens, and skipped if a data set has more than --scan-tokens. Vocabulary and diversity are estimated from a sample,
+with a standard error.
 """
 
 import argparse

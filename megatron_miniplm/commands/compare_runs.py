@@ -1,7 +1,7 @@
-"""Compare students: held-out loss by number of training tokens, as a table and a picture.
+"""Compare the validation loss of runs by number of training tokens, as a table and a plot.
 
-Reads the TensorBoard logs that Megatron wrote during training. Give each kind of run a name and its log directories,
-one a seed; the first kind is the baseline:
+Reads the TensorBoard logs that Megatron wrote during training. Give each group of runs a name and its log directories,
+one per seed; the first group is the baseline:
 
     miniplm compare-runs --tokens-per-sample 1024 --output comparison \\
         --run conventional runs/conventional-*/tensorboard --run refined runs/refined-*/tensorboard

@@ -3,9 +3,9 @@
     miniplm convert-checkpoint --load-hf MODEL_DIR --save CKPT
     miniplm convert-checkpoint --load CKPT --save-hf MODEL_DIR [--tokenizer-model TOKENIZER_DIR]
 
-A Megatron program: plain `miniplm` does for what fits into memory once; under torchrun or srun it takes Megatron's own
-flags (--tensor-model-parallel-size, --pipeline-model-parallel-size, --bf16, ...) and each rank holds its part only. The
-layout that converts has no influence on what is written.
+A Megatron program. Plain `miniplm` is enough for a model that fits into memory. Under torchrun or srun it takes
+Megatron's own flags (--tensor-model-parallel-size, --pipeline-model-parallel-size, --bf16, ...), and each rank holds
+only its part. The output does not depend on the parallel layout.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Encode a corpus, or what was selected from one, in another tokenizer: distillation into a student of another family.
+"""Convert a corpus or a selection to another tokenizer, to train a student of another model family on it.
 
   miniplm convert-tokenization --input refined --output student_corpus \\
       --tokenizer-type HuggingFaceTokenizer --tokenizer-model student_tokenizer --workers 8
@@ -8,8 +8,8 @@ name the new tokenizer. One sequence becomes one sequence, in the same order.
 
 --from text (default) reads the text of every sequence back from the files that the corpus was made from, which its
 .documents.parquet names: exact. --from tokens decodes the ids, where those files are gone; sequences whose text may not
-be what was encoded are listed in <PREFIX>.round_trip.jsonl. Nothing is visible before it is complete; given again, the
-same command keeps what is finished and makes the rest.
+be what was encoded are listed in <PREFIX>.round_trip.jsonl. Outputs appear only
+when they are complete. To continue a killed run, run the same command again.
 """
 
 import argparse

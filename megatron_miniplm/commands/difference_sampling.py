@@ -1,7 +1,7 @@
-"""Keep the sequences that the teacher knows much better than the reference (difference sampling).
+"""Select the sequences that the teacher predicts much better than the reference (difference sampling).
 
-Writes to --output: `selection.json`, indices, weights and a view a prefix, and `data_args.txt` for Megatron's
---data-args-path. No token is copied. Differences are those of two scores, or what fit-proxy has predicted. Under
+Writes to --output: `selection.json`, indices, weights and a view per prefix, and `data_args.txt` for Megatron's
+--data-args-path. No token is copied. Differences come from two scores, or from the predictions of fit-proxy. Under
 torchrun or srun all processes share the work, with the same result.
 """
 

@@ -1,4 +1,4 @@
-"""Downstream tasks by lm-evaluation-harness, on a Megatron checkpoint in any layout, without export.
+"""Run downstream tasks of lm-evaluation-harness on a Megatron checkpoint in any parallel layout, without exporting it.
 
 A Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x EP x DP. The model
 is a Megatron checkpoint, or a Hugging Face directory, which needs no other model flag:
@@ -7,8 +7,8 @@ is a Megatron checkpoint, or a Hugging Face directory, which needs no other mode
         --tensor-model-parallel-size 2 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
         --miniplm-tasks miniplm-paper --miniplm-results tasks --json tasks.json
 
-Every task that is finished is kept in --miniplm-results; the same command continues a killed job. A request is at most
---seq-length tokens long and loses its start beyond, as in lm_eval.
+Finished tasks are kept in --miniplm-results: to continue a killed job, run the same command again. A request longer
+than --seq-length tokens is truncated at its start, as in lm_eval.
 """
 
 import argparse

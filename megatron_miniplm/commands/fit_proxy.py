@@ -1,8 +1,10 @@
 """Fine-tune a small model to predict the difference from the text, and predict it for every sequence.
 
-Where one pass of the teacher over the corpus is too dear: score a random part of it (`score-corpus --sample-fraction`)
-with teacher and reference, fit a proxy to the differences of that part, and select by what it predicts for all. A
-Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x DP. The fit starts
+Use this if one pass of the teacher over the corpus is too expensive: score a random part of it with teacher and
+reference (`score-corpus --sample-fraction`), fit a proxy to the differences of that part, and select by its predictions
+for all sequences.
+
+A Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x DP. The fit starts
 from a Megatron checkpoint or a Hugging Face directory, usually the reference model:
 
     torchrun --nproc-per-node 8 tools/fit_proxy.py --load REFERENCE --use-checkpoint-args \\
@@ -10,8 +12,8 @@ from a Megatron checkpoint or a Hugging Face directory, usually the reference mo
         --miniplm-corpus data/pile_text_document --teacher-scores scores/teacher --reference-scores scores/reference \\
         --proxy-steps 2000 --lr 1e-4 --save checkpoints/proxy --difference-scores scores/predicted
 
-A part of the sampled sequences is never trained on; how well predicted and true difference agree on it is printed and
-written to scores/predicted/agreement.json. A killed job is continued by the same command.
+Part of the sample is held out from the fit. How well predicted and true differences agree on it is printed and written
+to scores/predicted/agreement.json. To continue a killed job, run the same command again.
 """
 
 import argparse

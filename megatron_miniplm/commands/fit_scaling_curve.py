@@ -1,4 +1,4 @@
-"""Fit a scaling curve to each method's losses, and say where it leads and what the method saves.
+"""Fit a scaling curve to the losses of each method, extrapolate it, and report the compute saved.
 
 The law is L(C) = L_inf + A * C^-alpha, C in training FLOPs, fitted robustly, with bootstrap intervals. Points come from
 a JSON file, or from the TensorBoard logs that Megatron wrote; the first method is the baseline:
@@ -7,7 +7,7 @@ a JSON file, or from the TensorBoard logs that Megatron wrote; the first method 
     miniplm fit-scaling-curve --tokens-per-sample 1024 --skip-tokens 2000000000 --output curve \\
         --run conventional 1.2e9 runs/conventional-*/tensorboard --run refined 1.2e9 runs/refined-*/tensorboard
 
-The file: {"method": [{"compute_flops": 1e18, "loss": 4.2, "run": "seed 1"}, ...], ...}; "run" may be left out.
+The file: {"method": [{"compute_flops": 1e18, "loss": 4.2, "run": "seed 1"}, ...], ...}; "run" is optional.
 """
 
 import argparse

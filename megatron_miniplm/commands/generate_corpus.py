@@ -14,8 +14,8 @@ TP x PP x DP. The model is a Megatron checkpoint, or a Hugging Face directory, w
         --output-prefix data/pile_by_teacher
 
 Each output sequence is a prompt with its continuation, which ends after --max-new-tokens or with the end-of-document
-token. The tokens depend on the corpus, the model, the settings and --seed, not on the number of replicas. A killed job
-is continued by the same command.
+token. The tokens depend on the corpus, the model, the settings and --seed, not on the number of replicas. To continue
+a killed job, run the same command again.
 """
 
 import argparse

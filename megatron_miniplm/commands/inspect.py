@@ -1,10 +1,10 @@
-"""Show what an artifact holds and where it comes from; with --check, prove that it is intact.
+"""Show what an artifact holds and where it comes from; with --check, verify that it is intact.
 
 PATH is the prefix of a .bin/.idx pair (ours or Megatron's own, a corpus or a view), a directory with a manifest.json,
 or a directory that holds several prefixes.
 
 --check reads every byte of the artifact's own files and compares them with the index, the manifest's checksums and the
-fingerprints of the artifact and of those parents that are still here. It prints `ok`, or one line a fault and exits
+fingerprints of the artifact and of its parents, if they still exist. It prints `ok`, or one line per fault and exits
 with 2. The data of a view is its source's: check that too.
 
 --sequence K prints the text of one sequence of a prefix and where it came from: file, line, id, domain.

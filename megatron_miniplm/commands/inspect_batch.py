@@ -1,10 +1,10 @@
-"""Say which sequences went into a training step: text, source, scores, weight. Without a GPU, without the run.
+"""Show which sequences went into a training step: text, source, scores, weight. Needs no GPU and no running job.
 
-Give it the arguments of the run; those of the parallel layout do not matter, and no model is built:
+Give it all flags of the training run. The parallel layout does not matter, and no model is built:
 
   miniplm inspect-batch --iteration 4711 <all flags of the training run>
 
-Reads the index caches of the run if they are where --data-cache-path says, and builds them else.
+Reads the index caches of the run from --data-cache-path, or builds them.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Merge corpora and views: a copy in one .bin/.idx pair, or a directory that names them all.
+"""Merge corpora and views into one .bin/.idx pair, or list them in one directory.
 
   miniplm merge-datasets --input shards --output-prefix corpus/pile_text_document
 

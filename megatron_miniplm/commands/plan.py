@@ -1,4 +1,4 @@
-"""What the whole road costs before any of it runs: operations, GPU hours, bytes of every stage, and of other methods.
+"""Estimate FLOPs, GPU-hours and disk of every stage before running anything, and compare with other methods.
 
 Models are Hugging Face directories, Megatron checkpoints, or models of the paper by name:
 

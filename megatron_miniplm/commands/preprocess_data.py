@@ -6,8 +6,8 @@
 writes corpus/pile_text_document.bin, .idx, .documents.parquet (which document each sequence comes from) and
 .manifest.json. Inputs are .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, directories and globs.
 
---sequence chunk --chunk-length 1025 packs documents into sequences of at most so many tokens, cut at the ends of
-sentences (corpus/pile_text_chunk).
+--sequence chunk --chunk-length 1025 packs documents into sequences of at most that many tokens, cut at sentence ends
+(corpus/pile_text_chunk).
 
 --num-shards N --shard-index K encodes the K-th part of the inputs only; inside a SLURM array both come from
 SLURM_ARRAY_TASK_*. Without an index all shards are made, one after the other. Nothing is visible before it is complete;

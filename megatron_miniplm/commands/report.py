@@ -1,11 +1,11 @@
-"""Write a report of a selection for people: what was kept, from where, and what it reads like.
+"""Write an HTML page about a selection: what was kept, from where, with example texts.
 
   miniplm report selection --output report
 
 writes report/report.html, one page without any other file or network, and its plots as report/*.png: counts by prefix,
 domain, source and length, histograms of both models' NLLs and of the difference, texts with the greatest and the lowest
 difference and those next to the threshold, and what other ratios would keep. Scores, corpora and original texts must
-still lie where the selection was made from.
+still be where they were when the selection was made.
 """
 
 import argparse

@@ -11,7 +11,7 @@ is a Megatron checkpoint, or a Hugging Face directory, which needs no other mode
         --seq-length 1024 --micro-batch-size 16 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
         --miniplm-corpus data/pile_text_document --miniplm-scores scores/reference
 
-Jobs that are given the same directory share the work; a killed one is continued by the same command.
+Jobs with the same --miniplm-scores share the work. To continue a killed job, run the same command again.
 """
 
 import argparse

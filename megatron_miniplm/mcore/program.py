@@ -36,7 +36,7 @@ _MISSING = re.compile(r"(\w+) argument is None|assert args\.(\w+) is not None do
 
 
 def prepare(supported: SupportedReleases = PROGRAMS) -> None:
-    """Check the Megatron, choose the device, and mend what the wheel lacks. Call it before importing Megatron.
+    """Check the Megatron, choose the device, and supply what the wheel lacks. Call it before importing Megatron.
 
     Args:
         supported: the releases that will do for what is to run.
