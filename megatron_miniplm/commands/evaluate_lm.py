@@ -12,8 +12,8 @@ many checkpoints of a run, or on a Hugging Face directory:
         --miniplm-corpus data/heldout_text_document --miniplm-scores evaluation/teacher
 
 Each argument of --miniplm-corpus is one corpus, named by the last part of its path or by NAME=PREFIX. The scores of
-each checkpoint and corpus are kept in DIR/CHECKPOINT/CORPUS and are not computed again. To continue a killed job, run the
-same command again.
+each checkpoint and corpus are kept in DIR/CHECKPOINT/CORPUS and are not computed again. To continue a killed job, run
+the same command again.
 """
 
 import argparse

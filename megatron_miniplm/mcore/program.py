@@ -202,7 +202,7 @@ def announce(line: str) -> None:
 def say_once(line: str) -> None:
     """Print on the first rank only; works before process groups exist."""
     if int(os.environ.get("RANK", "0")) == 0:
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 def _share_cores() -> None:
