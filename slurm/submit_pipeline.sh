@@ -85,7 +85,9 @@ parse_flags() {
     local stage
     for stage in "${STAGES[@]}"; do
         [ "$(missing_tasks "$stage")" = none ] || (
+            # shellcheck disable=SC2317  # called by the stage
             tool() { megatron miniplm "$@"; }
+            # shellcheck disable=SC2317
             megatron() { printf '%s\0' "$stage" "$#" "$@"; }
             run_stage "$stage"
         )
