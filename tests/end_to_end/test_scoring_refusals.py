@@ -105,14 +105,13 @@ def refused(command: list[str], directory: Path, *, num_ranks: int = 1) -> str:
     with Job(command, directory, num_ranks) as job:
         exit_code = job.wait(HANG_SECONDS)
         said = [line for line in job.stderr.splitlines() if "error: " in line and "Error" not in line.split(":")[0]]
-        # torchrun's report quotes it, and it is said again below that report.
+        # torchrun's report quotes it, and it may be said again below that report by now.
         (line,) = (line for line in said if not line.startswith(("  traceback : ", "miniplm: ")))
         if num_ranks == 1:
             assert exit_code == 2
             assert error_lines(job.stderr) == [line]
         else:  # torchrun's own is 1, and its report tells those of the ranks
             assert "exitcode  : 2 " in job.stderr, job.stderr[-3000:]
-            assert job.stderr.splitlines()[-1] == f"miniplm: {line}"
     assert line.startswith("error: "), line
     return line.removeprefix("error: ")
 
