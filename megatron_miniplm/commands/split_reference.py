@@ -11,7 +11,12 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", nargs="+", required=True, metavar="PREFIX", help="prefixes of the corpus")
-    parser.add_argument("--reference-fraction", type=float, default=0.05, help="share of the sequences (default 0.05)")
+    parser.add_argument(
+        "--reference-fraction",
+        type=float,
+        default=0.05,
+        help="fraction of the sequences that goes into the reference part (default: 0.05)",
+    )
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
 
