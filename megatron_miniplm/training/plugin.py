@@ -4,10 +4,10 @@
     plug_in()       # the first two lines of a script of your own that calls `megatron.training.pretrain`
 
 `megatron_miniplm.pretrain_gpt` and `megatron_miniplm.launch` do the same for programs that they start. Without one of
-our flags training is the same: a SIGTERM to all processes no longer spoils the save that it asks for, views are compared
-with their manifests, and small files record what a run was trained and validated on. Patches replace attributes of
-modules and classes that Megatron looks up when it runs, so it does not matter what was imported before. Line numbers
-are those of megatron-core 0.19.2.
+our flags training is the same: a SIGTERM to all processes no longer spoils the save that it asks for, views are
+compared with their manifests, and small files record what a run was trained and validated on. Patches replace
+attributes of modules and classes that Megatron looks up when it runs, so it does not matter what was imported before.
+Line numbers are those of megatron-core 0.19.2.
 """
 
 import argparse
