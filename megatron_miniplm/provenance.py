@@ -3,7 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.artifacts.lineage import parent_path, relative_to_cwd
 from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
@@ -12,6 +12,9 @@ from megatron_miniplm.corpus.readers import read_document
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, source_sequence
+
+if TYPE_CHECKING:
+    from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,15 @@ class Passage:
     start_byte: int
     num_tokens: int
     text: str
+
+
+def decoded_text(
+    corpus: IndexedCorpus, sequence: int, decoder: "TextEncoder", max_characters: int | None = None
+) -> str:
+    """The text of a sequence by its tokens alone; of a long one the first characters, where a limit is given."""
+    token_T = corpus.sequence(sequence)
+    shown_T = token_T if max_characters is None else token_T[: 2 * max_characters]
+    return decoder.decode(shown_T.tolist())[:max_characters]
 
 
 def passages_of(corpus: IndexedCorpus, sequence: int) -> list[Passage]:

@@ -91,16 +91,12 @@ class CheckedArray:
         offset_bytes = self._header_bytes() + start * self._dtype.itemsize
         return np.fromfile(self.path, self._dtype, stop - start, offset=offset_bytes)
 
-    def at(self, places_S: np.ndarray) -> np.ndarray:
-        """The values at some places; only their blocks are verified. Raises what `whole` does."""
-        blocks_S = places_S // BLOCK_SEQUENCES
-        if not self._is_checked_B[blocks_S].all():
-            for block in np.unique(blocks_S).tolist():
-                self._check(block, block + 1)
-        return self._mapped()[places_S]
+    def check(self, block: int) -> None:
+        """Compare one block with its checksum, unless it was read before. Raises what `whole` does."""
+        self._check(block, block + 1)
 
     def unchecked(self) -> np.ndarray:
-        """All values, mapped, for a search whose result is then read with `at`."""
+        """All values, mapped, of which the caller checks the blocks that it uses."""
         return self._mapped()
 
     def _mapped(self) -> np.ndarray:
@@ -141,6 +137,51 @@ class CheckedArray:
     def __getstate__(self) -> dict[str, Any]:
         # Data workers map and verify for themselves: a pickled map would be a copy of the whole file.
         return {**self.__dict__, "_mapped_K": None, "_is_checked_B": np.zeros_like(self._is_checked_B)}
+
+
+class KeptLookup:
+    """Finds single kept sequences, and verifies the blocks that hold them and no others.
+
+    Training calls it for every sample, so it is written for speed: about 10 microseconds for one to ten sequences.
+
+    Args:
+        indices, values, weights: of one prefix.
+    """
+
+    def __init__(self, indices: CheckedArray, values: CheckedArray, weights: CheckedArray) -> None:
+        self._arrays = (indices, values, weights)
+        # As plain arrays, which are read faster than maps.
+        self._indices_K, self._values_K, self._weights_K = (np.asarray(array.unchecked()) for array in self._arrays)
+        self._is_checked_B = np.zeros(num_blocks_of(len(self._indices_K)), bool)
+
+    def find(self, sequences_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values and weights of some sequences.
+
+        Raises:
+            CorruptArtifactError: a block is damaged, or a sequence is not kept.
+        """
+        places_S = np.searchsorted(self._indices_K, sequences_S)
+        if len(places_S) and places_S.max() < len(self._indices_K):
+            blocks_S = places_S // BLOCK_SEQUENCES
+            if not self._is_checked_B[blocks_S].all():
+                self._check(np.unique(blocks_S).tolist())
+            if (self._indices_K[places_S] == sequences_S).all():
+                return self._values_K[places_S], self._weights_K[places_S]
+        elif not len(places_S):
+            return self._values_K[places_S], self._weights_K[places_S]
+        raise CorruptArtifactError(
+            f"{self._arrays[0].path} lacks a sequence that was drawn from it: it has changed since the index caches of "
+            f"the run were built, or is damaged; {_REMEDY}, and delete these caches"
+        )
+
+    def _check(self, blocks: list[int]) -> None:
+        for block in blocks:
+            for array in self._arrays:
+                array.check(block)
+        self._is_checked_B[blocks] = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeptLookup, self._arrays  # without the maps, as the arrays themselves
 
 
 def check_header(path: Path, dtype: np.dtype, num_values: int) -> int:

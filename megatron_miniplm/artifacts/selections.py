@@ -30,6 +30,7 @@ from megatron_miniplm.artifacts.selected_arrays import (
     VALUE_DTYPE,
     WEIGHT_DTYPE,
     CheckedArray,
+    KeptLookup,
     check_header,
     num_blocks_of,
 )
@@ -102,17 +103,11 @@ class SelectedPrefix:
         Raises:
             CorruptArtifactError: one of these blocks is damaged, or a sequence is not kept.
         """
-        if not self.num_sequences:
-            places_S = np.zeros(len(sequences_S), np.int64)
-        else:
-            found_S = np.searchsorted(self.checked_indices.unchecked(), sequences_S)
-            places_S = np.minimum(found_S, self.num_sequences - 1)
-        if not self.num_sequences or (self.checked_indices.at(places_S) != sequences_S).any():
-            raise CorruptArtifactError(
-                f"{self.indices_path} lacks a sequence that was drawn from it: it has changed since the index caches "
-                f"of the run were built, or is damaged; {_REMEDY}, and delete these caches"
-            )
-        return self._checked_values.at(places_S), self._checked_weights.at(places_S)
+        return self._lookup.find(sequences_S)
+
+    @cached_property
+    def _lookup(self) -> KeptLookup:
+        return KeptLookup(self.checked_indices, self._checked_values, self._checked_weights)
 
     @cached_property
     def checked_indices(self) -> CheckedArray:
@@ -224,10 +219,15 @@ def _prefix(directory: Path, entry: Mapping[str, Any], start: int, files: Mappin
         start=start,
         weighted_tokens=float(entry["weighted_tokens"]),
         fingerprint=entry["fingerprint"],
-        **{f"{name}_path": directory / file_name for name, file_name in names.items()},
+        indices_path=directory / names["indices"],
+        weights_path=directory / names["weights"],
+        values_path=directory / names["values"],
+        checksums_path=directory / names["checksums"],
         checksums_digest=files[names["checksums"]]["blake2b"],
         view=None if entry["view"] is None else directory / _file_name(entry["view"]),
-        **counts,
+        num_source_sequences=counts["num_source_sequences"],
+        num_sequences=counts["num_sequences"],
+        num_tokens=counts["num_tokens"],
     )
 
 

@@ -1,10 +1,10 @@
-"""Say why a selection keeps a sequence or not: its scores, rank, threshold, weight, and the text that it came from.
+"""Explain why a selection keeps or drops a sequence: its scores, rank, threshold, weight and source text.
 
   miniplm explain SELECTION --sequence 4711
   miniplm explain SELECTION --sequence 12 400 --prefix pile_text_document
 
-Reads all scores once, whatever the number of sequences, and compares what the thresholds keep with the indices on disk.
-The scores, and for the text the sidecars and raw files, must lie where the selection's manifest says.
+Reads all scores once and compares what the thresholds keep with the indices on disk. The scores, and for the text the
+sidecars and raw files, must be where the selection's manifest says.
 """
 
 import argparse
@@ -13,11 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.terminal import printable_json
 
 if TYPE_CHECKING:
     from megatron_miniplm.artifacts.selections import Selection
+    from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
     from megatron_miniplm.selection.explain import Explanation
 
 #: Characters that are shown of each document's text.
@@ -33,10 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         required=True,
         metavar="K",
-        help="global ids, from 0 over all prefixes in order; with --prefix, of the sequences of that prefix",
+        help="sequence ids, counted from 0 over all prefixes in order; with --prefix, counted within that prefix",
     )
     parser.add_argument("--prefix", metavar="NAME", help="name or path of a source prefix")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_decoding_arguments(parser, "decodes a sequence whose original text is not known")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,7 +48,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     selection = Selection.open(arguments.selection)
     ids = global_ids(selection, arguments.sequence, arguments.prefix)
-    explanations = [asdict(explanation) | _source(selection, explanation) for explanation in explain(selection, ids)]
+    decoder = decoder_of(arguments)
+    explanations = [
+        asdict(explanation) | _source(selection, explanation, decoder) for explanation in explain(selection, ids)
+    ]
     if arguments.json:
         found = {
             "selection": str(arguments.selection),
@@ -86,19 +92,25 @@ def global_ids(selection: "Selection", sequences: list[int], prefix: str | None 
     return [start + sequence for sequence in sequences]
 
 
-def _source(selection: "Selection", explanation: "Explanation") -> dict[str, Any]:
-    """`passages`, what the sequence has of which documents; where that is not known, `no_source` says why."""
+def _source(selection: "Selection", explanation: "Explanation", decoder: "TextEncoder | None") -> dict[str, Any]:
+    """`passages`, what the sequence has of which documents; where that is not known, `no_source` says why.
+
+    Args:
+        decoder: gives `decoded_text` then; without it that is None.
+    """
     from megatron_miniplm.indexed import IndexedCorpus
-    from megatron_miniplm.provenance import passages_of
+    from megatron_miniplm.provenance import decoded_text, passages_of
 
     start = explanation.sequence - explanation.index
     path = next(source.path for source in selection.prefixes if source.start == start and source.num_source_sequences)
+    corpus = IndexedCorpus.open(path)
     try:
-        found = [asdict(passage) for passage in passages_of(IndexedCorpus.open(path), explanation.index)]
+        found = [asdict(passage) for passage in passages_of(corpus, explanation.index)]
     except InputError as error:
-        return {"passages": [], "no_source": str(error)}
+        decoded = None if decoder is None else decoded_text(corpus, explanation.index, decoder, SHOWN_CHARACTERS)
+        return {"passages": [], "no_source": str(error), "decoded_text": decoded}
     passages = [passage | {"text": passage["text"][:SHOWN_CHARACTERS]} for passage in found]
-    return {"passages": passages, "no_source": None}
+    return {"passages": passages, "no_source": None, "decoded_text": None}
 
 
 def _rows(found: dict[str, Any], expression: str) -> list[tuple[str, str]]:
@@ -133,7 +145,8 @@ def _rows(found: dict[str, Any], expression: str) -> list[tuple[str, str]]:
         place = f"{passage['source']}, line {passage['line']}{labels}"
         rows.append(("source", f"{place}: piece {passage['piece']}, from byte {passage['start_byte']}"))
         rows.append(("text", " ".join(passage["text"].split())))
-    return [*rows, ("source", found["no_source"] or "")]
+    decoded = " ".join((found["decoded_text"] or "").split())
+    return [*rows, ("source", found["no_source"] or ""), ("decoded", decoded)]
 
 
 _SUMS = {

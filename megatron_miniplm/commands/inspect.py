@@ -1,10 +1,10 @@
-"""Show what an artifact holds and where it comes from; with --check, prove that it is intact.
+"""Show what an artifact holds and where it comes from; with --check, verify that it is intact.
 
 PATH is the prefix of a .bin/.idx pair (ours or Megatron's own, a corpus or a view), a directory with a manifest.json,
 or a directory that holds several prefixes.
 
 --check reads every byte of the artifact's own files and compares them with the index, the manifest's checksums and the
-fingerprints of the artifact and of those parents that are still here. It prints `ok`, or one line a fault and exits
+fingerprints of the artifact and of its parents, if they still exist. It prints `ok`, or one line per fault and exits
 with 2. The data of a view is its source's: check that too.
 
 --sequence K prints the text of one sequence of a prefix and where it came from: file, line, id, domain.
@@ -13,24 +13,29 @@ with 2. The data of a view is its source's: check that too.
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
 from megatron_miniplm.artifacts.lineage import lineage_lines, trace_lineage
 from megatron_miniplm.artifacts.manifest import is_prefix, load_manifest, manifest_path
+from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
 from megatron_miniplm.inspection import bytes_to_check, find_faults, find_prefixes, summarize_prefix
 from megatron_miniplm.progress import Progress
 from megatron_miniplm.terminal import printable, printable_json
 
+if TYPE_CHECKING:
+    from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH", help="prefix (without .bin or .idx) or directory")
+    parser.add_argument("path", type=Path, metavar="PATH", help="prefix (without .bin or .idx), or directory")
     parser.add_argument("--check", action="store_true", help="validate everything; reads all of the data")
     parser.add_argument(
-        "--sequence", type=int, metavar="K", help="print the text of sequence K, from 0, and its origin"
+        "--sequence", type=int, metavar="K", help="print the text and origin of sequence K, counted from 0"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_decoding_arguments(parser, "decodes --sequence where the original text is not known")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         _require_artifact(path)
         if arguments.sequence is not None:
-            _print_sequence(path, arguments.sequence, arguments.json)
+            _print_sequence(path, arguments.sequence, arguments.json, decoder_of(arguments))
             return
         if arguments.check:
             with Progress(bytes_to_check(path), "B") as progress:
@@ -64,13 +69,25 @@ def run(arguments: argparse.Namespace) -> None:
         raise CorruptArtifactError(f"{faults[0]}{more}")
 
 
-def _print_sequence(prefix: Path, sequence: int, as_json: bool) -> None:
+def _print_sequence(prefix: Path, sequence: int, as_json: bool, decoder: "TextEncoder | None") -> None:
     from megatron_miniplm.indexed import IndexedCorpus
-    from megatron_miniplm.provenance import passages_of
+    from megatron_miniplm.provenance import decoded_text, passages_of
 
     if not is_prefix(prefix):
         raise InputError(f"{prefix} is no prefix of a .bin/.idx pair: --sequence needs one")
-    passages = passages_of(IndexedCorpus.open(prefix), sequence)
+    corpus = IndexedCorpus.open(prefix)
+    try:
+        passages = passages_of(corpus, sequence)
+    except InputError as error:
+        if decoder is None or not 0 <= sequence < len(corpus):
+            raise InputError(f"{error}; or give --tokenizer-type and --tokenizer-model to decode its tokens") from None
+        text = decoded_text(corpus, sequence, decoder)
+        print(
+            printable_json([{"source": None, "text": text}])
+            if as_json
+            else f"--- decoded from the tokens\n{printable(text)}"
+        )
+        return
     if as_json:
         print(printable_json([asdict(passage) for passage in passages]))
         return

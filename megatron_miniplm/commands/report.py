@@ -1,25 +1,28 @@
-"""Write a report of a selection for people: what was kept, from where, and what it reads like.
+"""Write an HTML page about a selection: what was kept, from where, with example texts.
 
   miniplm report selection --output report
 
 writes report/report.html, one page without any other file or network, and its plots as report/*.png: counts by prefix,
 domain, source and length, histograms of both models' NLLs and of the difference, texts with the greatest and the lowest
 difference and those next to the threshold, and what other ratios would keep. Scores, corpora and original texts must
-still lie where the selection was made from.
+still be where they were when the selection was made.
 """
 
 import argparse
 from pathlib import Path
 
-from megatron_miniplm.commands.tokenizer_flags import TYPES_TEXT
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("selection", type=Path, metavar="SELECTION", help="directory of difference-sampling")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory of the report")
+    parser.add_argument("selection", type=Path, metavar="SELECTION", help="directory that difference-sampling wrote")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write the report to")
     parser.add_argument(
-        "--examples", type=int, default=10, metavar="N", help="texts of each kind, up to 50 (default: 10)"
+        "--examples",
+        type=int,
+        default=10,
+        metavar="N",
+        help="number of example texts of each kind, up to 50 (default: 10)",
     )
     parser.add_argument(
         "--compare",
@@ -27,28 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="SELECTION",
-        help="other selections of the same corpus: how much they share with this one",
+        help="other selections of the same corpus: report their overlap with this one",
     )
-    group = parser.add_argument_group("tokenizer", "decodes examples whose original text is gone (default: token ids)")
-    group.add_argument("--tokenizer-type", metavar="TYPE", help=TYPES_TEXT)
-    group.add_argument("--tokenizer-model", type=Path, metavar="PATH", help="as in preprocess-data")
+    add_decoding_arguments(parser, "decodes examples whose original text is gone (default: token ids)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.tokenizer_model is not None and arguments.tokenizer_type is None:
-        raise InputError("--tokenizer-model needs --tokenizer-type: give both")
-    from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
     from megatron_miniplm.selection.report.writing import REPORT, write_report
 
-    encoder = None
-    if arguments.tokenizer_type is not None:
-        encoder = load_encoder(arguments.tokenizer_type, arguments.tokenizer_model, num_threads=1)
     tally = write_report(
         arguments.selection,
         arguments.output,
         num_examples=arguments.examples,
         compared=arguments.compare,
-        encoder=encoder,
+        encoder=decoder_of(arguments),
     )
     counts = tally.prefixes
     print(

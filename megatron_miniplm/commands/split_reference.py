@@ -11,15 +11,21 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", nargs="+", required=True, metavar="PREFIX", help="prefixes of the corpus")
-    parser.add_argument("--reference-fraction", type=float, default=0.05, help="share of the sequences (default 0.05)")
+    parser.add_argument(
+        "--reference-fraction",
+        type=float,
+        default=0.05,
+        help="fraction of the sequences that goes into the reference part (default: 0.05)",
+    )
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from megatron_miniplm.artifacts.data_args import expand_prefixes
+    from megatron_miniplm.artifacts.data_args import expand_prefixes, require_readable
     from megatron_miniplm.selection.split import split_reference
 
+    require_readable(arguments.output)
     counts = split_reference(
         expand_prefixes(arguments.input),
         arguments.output,

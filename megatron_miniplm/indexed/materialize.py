@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_unreadable
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes
 from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
@@ -31,7 +31,7 @@ from megatron_miniplm.artifacts.manifest import (
 from megatron_miniplm.artifacts.selections import SELECTION, SelectedPrefix, Selection
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.existing import existing_corpus
-from megatron_miniplm.indexed.merge import Part, blend_prefixes, check_alike, copy_parts, inputs_behind
+from megatron_miniplm.indexed.merge import Part, check_alike, copy_parts, inputs_behind, write_blend
 from megatron_miniplm.indexed.view import view_name, write_view
 from megatron_miniplm.progress import Progress
 
@@ -52,7 +52,6 @@ def materialize(inputs: Sequence[Path], output_dir: Path) -> Manifest:
     Raises:
         MiniPLMError: an input is damaged, inputs do not fit together, or `output_dir` holds something else.
     """
-    refuse_unreadable([output_dir])
     for path in inputs:
         _require_input(path)
     copies = [copy for path in inputs for copy in _copies_of(path)]
@@ -69,7 +68,7 @@ def materialize(inputs: Sequence[Path], output_dir: Path) -> Manifest:
         with Progress(sum(copy.num_bytes for copy in missing), "B") as progress:
             for copy in missing:
                 copy.write(output_dir, progress.advance)
-        return blend_prefixes([output_dir / copy.name for copy in copies], output_dir)
+        return write_blend([output_dir / copy.name for copy in copies], output_dir)
 
 
 @dataclass(frozen=True, kw_only=True)

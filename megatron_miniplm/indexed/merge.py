@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, write_data_args
+from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.lineage import parent_path
 from megatron_miniplm.artifacts.manifest import (
@@ -101,8 +102,15 @@ def blend_prefixes(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
     """Name corpora and views in `output_dir/data_args.txt`: the directory then stands for all, and nothing is copied.
 
     Raises:
-        InputError: the prefixes do not fit together, shards are missing, or `output_dir` holds another list.
+        InputError: the prefixes do not fit together, shards are missing, `output_dir` holds another list, or another
+            process is writing it.
     """
+    with sole_writer(output_dir):
+        return write_blend(prefixes, output_dir)
+
+
+def write_blend(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
+    """As `blend_prefixes`, for who holds the lock of the directory."""
     parts = _open_parts(prefixes)
     manifest = Manifest(
         kind="views",

@@ -51,7 +51,8 @@ class IndexedCorpus:
         self.lengths_N = np.frombuffer(index_bytes, LENGTH_DTYPE, header.num_sequences, header.lengths_offset)
         self.pointers_N = np.frombuffer(index_bytes, POINTER_DTYPE, header.num_sequences, header.pointers_offset)
         self.boundaries_D = np.frombuffer(index_bytes, POINTER_DTYPE, header.num_boundaries, header.boundaries_offset)
-        self.bin_bytes = bin_path(prefix).stat().st_size
+        with open_regular(bin_path(prefix)) as stream:
+            self.bin_bytes = stream.seek(0, 2)
         data = _map(bin_path(prefix)) if self.bin_bytes else None  # an empty file cannot be mapped
         self.data = np.frombuffer(data if data is not None else b"", np.uint8)
         self._maps = (index_bytes,) if data is None else (index_bytes, data)

@@ -108,22 +108,47 @@ class RowCheck:
             tokens_T = self._corpus.data[start_P[0] * itemsize : stop_P[-1] * itemsize].view(self._corpus.token_dtype)
             is_damaged_P = crc32_of_runs(tokens_T, stop_P - start_P) != crc32_P
             return np.flatnonzero(is_damaged_P)[:1].tolist()
-        places = np.unique(np.linspace(0, len(start_P) - 1, num_sampled).astype(np.int64))
-        for place in places.tolist():
+        for place in _evenly(len(start_P), num_sampled).tolist():
             if zlib.crc32(self._corpus.data[start_P[place] * itemsize : stop_P[place] * itemsize]) != crc32_P[place]:
                 return [place]
         return []
 
 
+def mismatch_of_some(path: Path, corpus: IndexedCorpus, table: pa.Table) -> str | None:
+    """Whether some rows from anywhere in a sidecar are of other tokens than a corpus has: a message, or None.
+
+    Compares the first pieces of some sequences, evenly spaced: those begin where their sequence does.
+    """
+    sequence_P, num_tokens_P, crc32_P = (table[name].to_numpy() for name in IDENTIFYING)
+    firsts = 1 + np.flatnonzero(sequence_P[1:] != sequence_P[:-1])
+    if not len(firsts):
+        return None
+    for place in firsts[_evenly(len(firsts))].tolist():
+        sequence = int(sequence_P[place])
+        tokens_T = corpus.sequence(sequence) if sequence < len(corpus) else None
+        if tokens_T is None or zlib.crc32(tokens_T[: num_tokens_P[place]].tobytes()) != crc32_P[place]:
+            return _mismatch(path, corpus, sequence)
+    return None
+
+
 def mismatch_of_sequence(path: Path, corpus: IndexedCorpus, sequence: int, rows: list[dict[str, int]]) -> str | None:
     """Whether the rows of one sequence are not of its tokens: a message, or None; reads that sequence alone."""
-    tokens_T = corpus.sequence(sequence)
+    tokens_T = corpus.sequence(sequence) if 0 <= sequence < len(corpus) else np.zeros(0, corpus.token_dtype)
     num_tokens = [row["num_tokens"] for row in rows]
     if sum(num_tokens) == len(tokens_T):
         found = crc32_of_runs(tokens_T, np.array(num_tokens, np.int64))
         if found.tolist() == [row["crc32"] for row in rows]:
             return None
+    return _mismatch(path, corpus, sequence)
+
+
+def _mismatch(path: Path, corpus: IndexedCorpus, sequence: int) -> str:
     return (
         f"{path} does not describe the tokens of sequence {sequence} of {corpus.prefix}: it belongs to another corpus, "
         "or the corpus has changed; copy both, or preprocess, again"
     )
+
+
+def _evenly(num_places: int, num_wanted: int = NUM_SAMPLED_PIECES) -> np.ndarray:
+    """Some of the places 0 .. num_places - 1, the first and the last among them, int64."""
+    return np.unique(np.linspace(0, num_places - 1, num_wanted).astype(np.int64))

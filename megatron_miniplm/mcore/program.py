@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import multiprocessing
 import os
+import re
 import socket
 import sys
 import traceback
@@ -30,10 +31,12 @@ from megatron_miniplm.terminal import printable
 
 AddArguments = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 _announced: set[str] = set()
+#: How Megatron says that a flag is missing (training/arguments.py), with a message or without.
+_MISSING = re.compile(r"(\w+) argument is None|assert args\.(\w+) is not None does not hold")
 
 
 def prepare(supported: SupportedReleases = PROGRAMS) -> None:
-    """Check the Megatron, choose the device, and mend what the wheel lacks. Call it before importing Megatron.
+    """Check the Megatron, choose the device, and supply what the wheel lacks. Call it before importing Megatron.
 
     Args:
         supported: the releases that will do for what is to run.
@@ -79,8 +82,7 @@ def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | 
     Raises:
         InputError: Megatron refused the flags; the message holds its reason.
     """
-    from megatron.training.arguments import parse_and_validate_args
-
+    parse_and_validate_args = _megatron_parser()
     add_device_flags()
 
     def extended(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -94,6 +96,19 @@ def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | 
     unset = {name: value for name, value in defaults.items() if f"--{name.replace('_', '-')}" not in given}
     with hidden(), megatron_errors("these flags"):
         return parse_and_validate_args(extra_args_provider=extended, args_defaults=unset)
+
+
+def _megatron_parser() -> Callable[..., argparse.Namespace]:
+    """Megatron's `parse_and_validate_args`; of 0.17, under which inspect-batch runs too, its two halves."""
+    from megatron.training import arguments
+
+    if hasattr(arguments, "parse_and_validate_args"):
+        return arguments.parse_and_validate_args
+
+    def parse_and_validate_args(extra_args_provider: AddArguments, args_defaults: dict[str, Any]) -> argparse.Namespace:
+        return arguments.validate_args(arguments.parse_args(extra_args_provider), args_defaults)
+
+    return parse_and_validate_args
 
 
 def add_device_flags() -> None:
@@ -148,6 +163,9 @@ def megatron_errors(what: str) -> Iterator[None]:
     except (AssertionError, ValueError, RuntimeError, OSError) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(str(error).split()) or f"{frame.line} does not hold"
+        if missing := _MISSING.fullmatch(reason):
+            flag = "--" + (missing[1] or missing[2]).removeprefix("encoder_").replace("_", "-")
+            raise InputError(f"{flag} is missing: Megatron needs it with {what}") from error
         raise InputError(
             f"Megatron refuses {what}: {reason} ({os.path.basename(frame.filename)}:{frame.lineno})"
         ) from error
@@ -196,7 +214,7 @@ def announce(line: str) -> None:
 def say_once(line: str) -> None:
     """Print on the first rank only; works before process groups exist."""
     if int(os.environ.get("RANK", "0")) == 0:
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 def _share_cores() -> None:

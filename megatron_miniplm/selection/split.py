@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.artifacts.data_args import refuse_unreadable, write_data_args
+from megatron_miniplm.artifacts.data_args import write_data_args
 from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, refuse_another
@@ -34,7 +34,6 @@ def split_reference(
     """
     if not 0 < reference_fraction < 1:
         raise InputError(f"--reference-fraction {reference_fraction} must lie in (0, 1)")
-    refuse_unreadable([output_dir])
     corpora = [IndexedCorpus.open(prefix) for prefix in prefixes]
     num_sequences = sum(len(corpus) for corpus in corpora)
     num_reference = round(reference_fraction * num_sequences)
@@ -56,7 +55,8 @@ def split_reference(
         is_reference_N = np.zeros(num_sequences, bool)
         is_reference_N[np.random.default_rng(seed).permutation(num_sequences)[:num_reference]] = True
         for part, is_part_N in ((REFERENCE, is_reference_N), (POOL, ~is_reference_N)):
-            _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)
+            with sole_writer(output_dir / part):  # removes what a kill has left there, too
+                _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)
         manifest.write(output_dir)
     return counts
 
@@ -69,7 +69,7 @@ def _write_part(
     fingerprint: Fingerprint,
     settings: dict[str, float],
 ) -> None:
-    """One view a prefix, the blend, and the part's own manifest."""
+    """One view a prefix, the blend, and the part's own manifest; the caller holds the lock of the directory above."""
     weighted, parents, start = [], [], 0
     for corpus in corpora:
         indices_K = np.flatnonzero(is_part_N[start : start + len(corpus)])

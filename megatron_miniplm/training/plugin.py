@@ -4,9 +4,10 @@
     plug_in()       # the first two lines of a script of your own that calls `megatron.training.pretrain`
 
 `megatron_miniplm.pretrain_gpt` and `megatron_miniplm.launch` do the same for programs that they start. Without one of
-our flags training is the same; what is added is said in the table. Patches
-replace attributes of modules and classes that Megatron looks up when it runs, so it does not matter what was imported
-before. Line numbers are those of megatron-core 0.19.2.
+our flags training is the same: a SIGTERM to all processes no longer spoils the save that it asks for, views are
+compared with their manifests, and small files record what a run was trained and validated on. Patches replace
+attributes of modules and classes that Megatron looks up when it runs, so it does not matter what was imported before.
+Line numbers are those of megatron-core 0.19.2.
 """
 
 import argparse
@@ -92,15 +93,17 @@ def _builder_init(original: Callable[..., None]) -> Callable[..., None]:
 def _build_generic_dataset(original: Callable[..., Any]) -> Any:
     @wraps(original)
     def build_generic_dataset(cls: Any, is_built_on_rank: Any, synchronize_ranks: bool, *args: Any) -> Any:
-        ours = _of_training("dataset")
+        checks = _of_training("prefix_checks")
+        checks.verify_view_of(cls, args)
+        built = _of_training("dataset").safely_cached(cls, args)
         try:
-            dataset = original(ours.safely_cached(cls, args), is_built_on_rank, synchronize_ranks, *args)
+            dataset = original(built, is_built_on_rank, synchronize_ranks, *args)
         except Exception as error:
             # It turns an OSError into a bare Exception that names an attribute of a class.
             if isinstance(error.__cause__, OSError):
                 raise _of_training("index_cache").unwritable_cache(error.__cause__, args[-1].path_to_cache) from error
             raise
-        ours.warn_of_stale_cache(dataset)
+        checks.warn_of_stale_cache(dataset)
         return dataset
 
     return staticmethod(build_generic_dataset)

@@ -17,7 +17,6 @@ from megatron.training import get_args, print_rank_0
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_miniplm.mcore import program
-from megatron_miniplm.mcore.batches import is_data_needed
 
 #: Flags whose name differs from the field of `GPTDatasetConfig` that they set.
 DATASET_FIELDS = {
@@ -44,6 +43,8 @@ def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | N
 
 
 def _is_dataset_built_on_rank(vp_stage: int | None) -> bool:
+    from megatron_miniplm.mcore.batches import is_data_needed  # 0.17 has no such batches
+
     return mpu.get_tensor_model_parallel_rank() == 0 and is_data_needed(vp_stage)
 
 

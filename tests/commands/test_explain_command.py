@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from megatron_runs import write_corpus
 from score_stores import write_scores
-from selections import sample
+from selections import sample, seal
+from tokenizers import Tokenizer
 
 from megatron_miniplm.cli import main
 from megatron_miniplm.commands.explain import SHOWN_CHARACTERS
@@ -132,6 +133,20 @@ def test_without_a_sidecar(capsys: pytest.CaptureFixture[str]) -> None:
     assert one["no_source"] in lines[-1]
 
 
+def test_without_a_sidecar_but_with_a_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
+    """The text by the tokens, from explain and from inspect."""
+    flags = ["--sequence", "0", "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", "bpe"]
+    text = Tokenizer.from_file("bpe/tokenizer.json").decode([1, 2], skip_special_tokens=False)
+    assert text.strip()
+    exit_code, out, _ = explain(capsys, "bare", *flags)
+    assert exit_code == 0
+    assert out.splitlines()[-1].split() == ["decoded", *text.split()]
+    assert main(["inspect", "a/bare", *flags]) == 0
+    assert capsys.readouterr().out == f"--- decoded from the tokens\n{text}\n"
+    assert main(["inspect", "a/bare", "--sequence", "0"]) == 2
+    assert "give --tokenizer-type and --tokenizer-model to decode its tokens" in capsys.readouterr().err
+
+
 def test_text_that_has_gone_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:
     text = Path("text.jsonl")
     text.rename("elsewhere.jsonl")
@@ -186,8 +201,8 @@ def test_prefixes_of_one_name_are_told_apart_by_path(capsys: pytest.CaptureFixtu
             ["refined", "--prefix", "pile", "--sequence", "0"],
             "refined has no prefix 'pile': it was made of pile_text_document",
         ),
-        (["teacher", "--sequence", "0"], "teacher is no selection, but of kind scores"),
-        (["nothing", "--sequence", "0"], "nothing has no nothing.manifest.json: it is not a finished artifact of"),
+        (["teacher", "--sequence", "0"], "teacher holds an artifact of kind scores"),
+        (["nothing", "--sequence", "0"], "nothing does not exist: give a directory that difference-sampling wrote"),
     ],
 )
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -211,6 +226,7 @@ def test_a_prefix_without_sequences(capsys: pytest.CaptureFixture[str], tmp_path
 def test_indices_that_were_tampered_with(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sample(Path("teacher"), Path("reference"), tmp_path / "out", ratio=0.4)
     np.save(tmp_path / "out" / "0000_pile_text_document.indices.npy", np.array([0], "<i8"))
+    seal(tmp_path / "out")
     exit_code, out, err = explain(capsys, str(tmp_path / "out"), "--sequence", "0")
     assert (exit_code, out) == (2, "")
     assert "the selection on disk does not match its scores" in err
