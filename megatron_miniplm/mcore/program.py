@@ -205,7 +205,9 @@ def on_rank_zero(check: Callable[[], Any]) -> Any:
 
 def announce(line: str) -> None:
     """Say on stderr what was found or changed, on the first rank only, once; spawned processes say nothing."""
-    if line in _announced or os.environ.get("RANK", "0") != "0" or multiprocessing.parent_process() is not None:
+    # `parent_process` is not set yet while a spawned process imports the main module; its name is.
+    is_spawned = multiprocessing.current_process().name != "MainProcess"
+    if line in _announced or os.environ.get("RANK", "0") != "0" or is_spawned:
         return
     _announced.add(line)
     print(printable(line), file=sys.stderr, flush=True)
