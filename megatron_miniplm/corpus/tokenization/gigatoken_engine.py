@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from megatron_miniplm.corpus.tokenization.rust_errors import is_rust_error
+from megatron_miniplm.corpus.tokenization.token_bytes import interleave_ids
+
 logger = logging.getLogger(__name__)
 
 #: How far the process may grow before the engine is made anew. The cache takes half a byte to thirty bytes a character
@@ -96,7 +99,9 @@ def exact_or_none(
     try:
         fast = make_fast()
         found_T, found_lengths_N = fast(texts)
-    except Exception as error:  # gigatoken's Rust side raises many kinds for what it does not support
+    except BaseException as error:  # gigatoken raises many kinds for what it does not support
+        if not is_rust_error(error):
+            raise
         logger.info("encoding with the slower %s: gigatoken does not support this one (%s)", library, error)
         return None
     if np.array_equal(expected_T, found_T) and np.array_equal(expected_lengths_N, found_lengths_N):
@@ -105,12 +110,29 @@ def exact_or_none(
     return None
 
 
+def routed(fast: Encode, reference: Encode, needs_reference: Callable[[str], bool]) -> Encode:
+    """The fast encoder, except for the texts that only the reference encodes exactly."""
+
+    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        is_for_reference = [needs_reference(text) for text in texts]
+        if not any(is_for_reference):
+            return fast(texts)
+        return interleave_ids(
+            np.array(is_for_reference),
+            fast([text for text, found in zip(texts, is_for_reference, strict=True) if not found]),
+            reference([text for text, found in zip(texts, is_for_reference, strict=True) if found]),
+        )
+
+    return encode
+
+
 def texts_of_control_strings(control_strings: Sequence[str]) -> list[str]:
-    """Texts with every control string of a tokenizer: among words, between spaces, and side by side."""
+    """Texts with every control string of a tokenizer: within words, between kinds of white space, and side by side."""
     return [
         " ".join(control_strings),
         "".join(control_strings),
         *(f"a{string}b {string}  {string}\n" for string in control_strings),
+        *(f"{string}{string}_{string}1\u3000{string}\t{string.upper()}e\u0301{string}." for string in control_strings),
     ]
 
 

@@ -16,23 +16,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_miniplm.artifacts import Fingerprint, digest_values
+from megatron_miniplm.corpus.tokenization.added_tokens import needs_reference
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     HARD_TEXTS,
     Encode,
     GigatokenEngine,
     exact_or_none,
+    routed,
     texts_of_control_strings,
     texts_of_vocabulary,
 )
 from megatron_miniplm.corpus.tokenization.huggingface_files import load_directory, load_gpt2
+from megatron_miniplm.corpus.tokenization.rust_errors import is_rust_error
 from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids, split_ids, wrap_ids
 from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
+from megatron_miniplm.errors import InputError
 
 if TYPE_CHECKING:
     import tokenizers
 
 logger = logging.getLogger(__name__)
 
+_MODEL_OPTIONS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -51,7 +56,9 @@ class HuggingFaceEncoder:
         self.vocab_size: int = self._reference.get_vocab_size(with_added_tokens=True)
         self.eod_id: int | None = self._reference.token_to_id(eos_token) if eos_token else None
         self._steps: dict[str, Any] = json.loads(self._reference.to_str())
-        del self._steps["model"]  # large, and the reference has it
+        model = self._steps.pop("model")  # large, and the reference has it
+        self._model_options: dict[str, Any] = {name: model.get(name) for name in _MODEL_OPTIONS}
+        _refuse_dropout(settings, self._model_options)
         self._fast = self._exact_gigatoken()
         if self._fast is not None:
             self.versions["gigatoken"] = version("gigatoken")
@@ -103,7 +110,16 @@ class HuggingFaceEncoder:
         return [text.encode() for text in decoded]
 
     def _encode_reference(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        return flatten_ids([encoding.ids for encoding in self._reference.encode_batch_fast(list(texts))])
+        try:
+            return flatten_ids([encoding.ids for encoding in self._reference.encode_batch_fast(list(texts))])
+        except BaseException as error:
+            if not is_rust_error(error):
+                raise
+            place = " and ".join(map(str, self._settings.files))
+            raise InputError(
+                f"{place}: the tokenizers library failed on a text ({error}): check the added tokens of "
+                "tokenizer.json, or use another version of the library"
+            ) from None
 
     @cached_property
     def _decoded_bytes(self) -> list[bytes] | None:
@@ -152,14 +168,46 @@ class HuggingFaceEncoder:
             config = json.loads(tokenizer_json)
             config["added_tokens"] = [token for token in config["added_tokens"] if not token["special"]]
             tokenizer_json = json.dumps(config)
+        if unsupported := _unsupported_by_gigatoken(self._steps, self._model_options):
+            raise ValueError(unsupported)
         engine = GigatokenEngine(lambda: gigatoken.Tokenizer.from_json(tokenizer_json), self._num_threads)
-        # gigatoken leaves out what a template puts around every text.
+        fast = self._with_template(engine)
+        normalizer = self._reference.normalizer
+        needs = needs_reference(
+            self._steps,
+            normalizer.normalize_str if normalizer is not None else str,
+            split_special_tokens=self._settings.split_special_tokens,
+        )
+        return fast if needs is None else routed(fast, self._encode_reference, needs)
+
+    def _with_template(self, engine: GigatokenEngine) -> Encode:
+        """The engine, with the ids that a template puts around every text, which gigatoken leaves out."""
         around, inside = self._reference.encode("a").ids, engine.encode(["a"])[0].tolist()
         start = next((i for i in range(len(around)) if around[i : i + len(inside)] == inside), 0)
         if around == inside:
             return engine.encode
         before, behind = around[:start], around[start + len(inside) :]
         return lambda texts: wrap_ids(*engine.encode(texts), before, behind)
+
+
+def _refuse_dropout(settings: TokenizerSettings, model_options: dict[str, Any]) -> None:
+    if model_options["dropout"]:
+        place = " and ".join(map(str, settings.files))
+        raise InputError(
+            f"{place} sets BPE dropout {model_options['dropout']}, which gives the same text other ids each time: "
+            'set "dropout": null in tokenizer.json'
+        )
+
+
+def _unsupported_by_gigatoken(steps: dict[str, Any], model_options: dict[str, Any]) -> str | None:
+    """What the tokenizer asks for and gigatoken silently leaves out; None if nothing."""
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model_options[name]:
+            return name
+    pre_tokenizer = steps["pre_tokenizer"] or {}
+    if pre_tokenizer.get("type") == "ByteLevel" and not pre_tokenizer.get("use_regex", True):
+        return "a byte-level pre-tokenizer without its regular expression"
+    return None
 
 
 def _bytes_of_piece(decoder: dict[str, Any]) -> Callable[[str], bytes] | None:

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_miniplm.corpus.tokenization.rust_errors import is_rust_error
 from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 from megatron_miniplm.errors import InputError
 
@@ -30,7 +31,9 @@ def load_gpt2(settings: TokenizerSettings) -> "tuple[tokenizers.Tokenizer, str |
 
     try:
         model = tokenizers.models.BPE.from_file(str(settings.vocab_file), str(settings.merge_file))
-    except Exception as error:  # the Rust side raises bare `Exception`
+    except BaseException as error:
+        if not is_rust_error(error):
+            raise
         raise InputError(
             f"{settings.vocab_file} and {settings.merge_file} are not the vocab.json and merges.txt of a GPT-2 "
             f"tokenizer ({error}): give those"
@@ -58,7 +61,9 @@ def load_directory(settings: TokenizerSettings) -> "tuple[tokenizers.Tokenizer, 
     config = _read_config(directory / "tokenizer_config.json")
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # the Rust side raises bare `Exception`
+    except BaseException as error:
+        if not is_rust_error(error):
+            raise
         raise InputError(f"{directory / 'tokenizer.json'} is not a tokenizer ({error}): save it again") from None
     if not settings.special_tokens and _is_plain(tokenizer, config, directory):
         eos_token = _token_text(config.get("eos_token") or config.get("sep_token"))
@@ -111,7 +116,9 @@ def _load_through_transformers(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False)
-    except Exception as error:  # whatever a model's own class raises
+    except BaseException as error:  # whatever a model's own class raises
+        if not is_rust_error(error):
+            raise
         raise InputError(f"transformers cannot load the tokenizer in {directory} ({error}): save it again") from None
     if not tokenizer.is_fast:
         raise InputError(f"{directory} holds a tokenizer written in Python: save it as a fast one (tokenizer.json)")
