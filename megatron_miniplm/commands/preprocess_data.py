@@ -127,12 +127,7 @@ def choose_shards(
 
     task = environment.get("SLURM_ARRAY_TASK_ID")
     if num_shards is None and index is None and task is not None:
-        if environment.get("SLURM_ARRAY_TASK_MIN", "0") != "0":
-            raise InputError(
-                f"SLURM_ARRAY_TASK_MIN is {environment['SLURM_ARRAY_TASK_MIN']}: submit --array=0-(N-1), or give "
-                "--num-shards N to run some tasks of such an array again"
-            )
-        num_shards = int(environment["SLURM_ARRAY_TASK_MAX"]) + 1
+        num_shards = _tasks_of_whole_array(environment)
     if num_shards is None:
         if index is not None:
             raise InputError("--shard-index needs --num-shards")
@@ -142,7 +137,30 @@ def choose_shards(
     if index is None:
         if task is None:
             return [Shard(index=each, count=num_shards, by_files=by_files) for each in range(num_shards)]
-        index = int(task)
+        index = _array_number(environment, "SLURM_ARRAY_TASK_ID")
     if not 0 <= index < num_shards:
         raise InputError(f"shard {index} is none of {num_shards}: they count from 0 to {num_shards - 1}")
     return [Shard(index=index, count=num_shards, by_files=by_files)]
+
+
+def _tasks_of_whole_array(environment: Mapping[str, str]) -> int:
+    """The number of tasks of the SLURM array.
+
+    Raises:
+        InputError: the array is not 0 to N - 1 without gaps, so its tasks do not say how many shards there are.
+    """
+    first, last, count = (_array_number(environment, f"SLURM_ARRAY_TASK_{name}") for name in ("MIN", "MAX", "COUNT"))
+    if first != 0 or count != last - first + 1:
+        raise InputError(
+            f"this SLURM array has {count} tasks from {first} to {last}, expected all from 0 to N - 1: submit "
+            "--array=0-(N-1), or give --num-shards N to run some tasks of such an array again"
+        )
+    return count
+
+
+def _array_number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name)
+    if value is None or not value.isascii() or not value.isdigit():
+        found = "not set" if value is None else repr(value)
+        raise InputError(f"{name} is {found}, expected a number: give --num-shards and --shard-index instead")
+    return int(value)
