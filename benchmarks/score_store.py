@@ -129,7 +129,7 @@ def build(store: ScoreStore) -> None:
         scores["nll"] = rng.random(len(scores), np.float32) * 1000
         scores["num_tokens"] = 1000
         with open(store.block_path(block), "wb") as stream:
-            stream.write(encode_block(scores))
+            stream.write(encode_block(scores, store.seal))
     os.sync()
 
 

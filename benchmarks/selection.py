@@ -173,7 +173,7 @@ def build(
         for model, store in stores.items():
             scores = np.empty(part.stop - part.start, SCORE_DTYPE)
             scores["nll"], scores["num_tokens"] = made.nll_N[model][part], made.length_N[part] - 1
-            store.block_path(start // BLOCK_SEQUENCES).write_bytes(encode_block(scores))
+            store.block_path(start // BLOCK_SEQUENCES).write_bytes(encode_block(scores, store.seal))
     for store in stores.values():
         store.finish(inputs, {})
 

@@ -1,11 +1,15 @@
-"""One block of scores, byte for byte: two NumPy arrays in one file, the scores and the checksum of their bytes.
+"""One block of scores, byte for byte: two NumPy arrays in one file, the scores and a seal.
 
     header of the scores       np.load(path) reads them, and stops here
     scores                     (sequences of the block,) of SCORE_DTYPE
-    header of the checksum
-    checksum                   (1,) of CHECKSUM_DTYPE: CRC-32 of header and scores
+    header of the seal
+    seal                       (5,) of CHECKSUM_DTYPE: digest of the identity that the block was computed under, and
+                               CRC-32 of header and scores
 
-What the plan says of a block gives its headers and its size, so a reader compares bytes and parses nothing. Format
+The identity in the seal binds a block to its store: a job that was started for another model cannot leave a block here
+that is taken for one of ours. In format 2 the seal is the CRC-32 alone.
+
+The plan and the identity give headers, seal and size of a block, so a reader compares bytes and parses nothing. Format
 page: docs/formats.md.
 """
 
@@ -20,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts.atomic import array_header
+from megatron_miniplm.artifacts.fingerprint import DIGEST_BYTES, SHORT_HEX, Fingerprint
 from megatron_miniplm.errors import CorruptArtifactError
 
 #: `nll`: sum over the scored tokens, nats. `num_tokens`: scored tokens; 0 where there was nothing to predict.
@@ -29,6 +34,11 @@ CHECKSUM_DTYPE = np.dtype("<u4")
 NOT_SCORED = -1
 
 REMEDY = "delete it and run the same scoring command again"
+
+#: Bounds on what an identity may say, far above any corpus: they bound what is allocated because of it.
+MAX_SEQUENCES = 1 << 40
+MAX_BLOCK_SEQUENCES = 1 << 28
+MAX_BLOCKS = 1 << 23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +53,18 @@ class BlockPlan:
         """The plan that a store's identity fixes.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none of a store.
+            ValueError: counts that are no counts, or beyond the bounds of this module.
         """
-        plan = cls(
-            num_sequences=sum(prefix["num_sequences"] for prefix in identity["corpus"]),
-            block_sequences=identity["settings"]["block_sequences"],
-        )
-        if not isinstance(plan.num_sequences, int) or not isinstance(plan.block_sequences, int):
-            raise TypeError("counts of sequences must be integers")
-        if plan.block_sequences < 1:
-            raise ValueError(f"blocks of {plan.block_sequences} sequences")
+        counts = [prefix.get("num_sequences") for prefix in identity["corpus"]]
+        num_sequences = sum(whole_number(count, "num_sequences", 0, MAX_SEQUENCES) for count in counts)
+        block_sequences = identity["settings"].get("block_sequences")
+        block_sequences = whole_number(block_sequences, "block_sequences", 1, MAX_BLOCK_SEQUENCES)
+        plan = cls(num_sequences=num_sequences, block_sequences=block_sequences)
+        if plan.num_blocks > MAX_BLOCKS:
+            raise ValueError(
+                f"{num_sequences} sequences in blocks of {block_sequences} are {plan.num_blocks} blocks, expected at "
+                f"most {MAX_BLOCKS}"
+            )
         return plan
 
     @property
@@ -70,44 +82,84 @@ class BlockPlan:
             return range(0)
         return range(sequences.start // self.block_sequences, -(-sequences.stop // self.block_sequences))
 
-    def block_bytes(self, block: int) -> int:
-        """Size of a block's file."""
+    def block_bytes(self, block: int, seal_bytes: int | None = None) -> int:
+        """Size of a block's file; in the current format unless another size of the seal is given."""
         num_sequences = len(self.sequences(block))
-        return len(_score_header(num_sequences)) + num_sequences * SCORE_DTYPE.itemsize + _TRAILER_BYTES
+        scores_bytes = len(_score_header(num_sequences)) + num_sequences * SCORE_DTYPE.itemsize
+        return scores_bytes + (SEAL_BYTES if seal_bytes is None else seal_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal:
+    """What ends a block's file: the second array, of which only the CRC-32 differs from block to block.
+
+    Attributes:
+        header: of the array.
+        identity: digest of the identity, which follows it; empty in format 2.
+    """
+
+    header: bytes
+    identity: bytes
+
+    @classmethod
+    def of(cls, identity_digest: Fingerprint) -> "Seal":
+        identity = bytes.fromhex(identity_digest)
+        num_words = len(identity) // CHECKSUM_DTYPE.itemsize + 1
+        return cls(header=array_header(num_words, CHECKSUM_DTYPE), identity=identity)
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.header) + len(self.identity) + _CRC_BYTES
+
+    def ending_in(self, checksum: int) -> bytes:
+        return self.header + self.identity + checksum.to_bytes(_CRC_BYTES, "little")
+
+
+def whole_number(value: object, name: str, least: int, most: int) -> int:
+    """A count from an identity.
+
+    Raises:
+        ValueError: not an integer from `least` to `most`.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name} is {str(value)[:40]}, expected an integer from {least} to {most}")
+    return value
 
 
 def block_name(block: int) -> str:
     return f"{block:08d}.npy"
 
 
-def encode_block(scores_N: np.ndarray) -> bytes:
+def encode_block(scores_N: np.ndarray, seal: Seal) -> bytes:
     """The file of a block, from its scores of SCORE_DTYPE."""
     signed = _score_header(len(scores_N)) + scores_N.tobytes()
-    return signed + _CHECKSUM_HEADER + np.array([zlib.crc32(signed)], CHECKSUM_DTYPE).tobytes()
+    return signed + seal.ending_in(zlib.crc32(signed))
 
 
-def read_block_into(scores_N: np.ndarray, directory: Path, name: str, descriptor: int) -> int:
+def read_block_into(scores_N: np.ndarray, directory: Path, name: str, descriptor: int, seal: Seal) -> int:
     """Read one block's scores to where they are wanted; nothing is copied.
 
-    A block of 4,096 takes 25 microseconds, two thirds of them the system's and the checksum's.
+    A block of 4,096 takes 25 microseconds, two thirds of them the system's and the checksum's. A FIFO or a device in
+    its place is found to have another size.
 
     Args:
         scores_N: contiguous, as many as the plan says.
         directory, name: where the block lies.
         descriptor: of the directory; saves the walk along the path.
+        seal: of the store's blocks.
 
     Returns:
         The block's checksum.
 
     Raises:
-        CorruptArtifactError: the file is not that of a block of so many sequences, or not whole.
+        CorruptArtifactError: the file is not that of a block of so many sequences and this identity, or not whole.
     """
     expected_header = _score_header(len(scores_N))
-    header, trailer = bytearray(len(expected_header)), bytearray(_TRAILER_BYTES)
+    header, trailer = bytearray(len(expected_header)), bytearray(seal.num_bytes)
     body = memoryview(scores_N.view(np.uint8))
     expected_bytes = len(header) + len(body) + len(trailer)
     try:
-        file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=descriptor)
+        file = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=descriptor)
         try:
             # One byte more than there should be shows a file that is too long, without a `stat`.
             buffers: list[bytearray | memoryview] = [header, body, trailer, bytearray(1)]
@@ -122,12 +174,17 @@ def read_block_into(scores_N: np.ndarray, directory: Path, name: str, descriptor
         raise CorruptArtifactError(f"{directory / name} cannot be read ({error.strerror}): {REMEDY}") from None
     if found_bytes != expected_bytes:
         raise CorruptArtifactError(wrong_size(directory / name, found_bytes, expected_bytes))
-    if header != expected_header or not trailer.startswith(_CHECKSUM_HEADER):
+    if header != expected_header or not trailer.startswith(seal.header):
         raise CorruptArtifactError(
-            f"{directory / name} does not hold ({len(scores_N)},) of {SCORE_DTYPE.descr} and a checksum: {REMEDY}"
+            f"{directory / name} does not hold ({len(scores_N)},) of {SCORE_DTYPE.descr} and a seal: {REMEDY}"
+        )
+    if (identity := trailer[len(seal.header) : -_CRC_BYTES]) != seal.identity:
+        raise CorruptArtifactError(
+            f"{directory / name} was scored with another model, corpus or settings than this directory is for "
+            f"(identity {identity.hex()[:SHORT_HEX]}, expected {seal.identity.hex()[:SHORT_HEX]}): {REMEDY}"
         )
     checksum = zlib.crc32(body, zlib.crc32(header))
-    recorded = int.from_bytes(trailer[len(_CHECKSUM_HEADER) :], "little")
+    recorded = int.from_bytes(trailer[-_CRC_BYTES:], "little")
     if checksum != recorded:
         raise CorruptArtifactError(
             f"{directory / name} has changed since it was written (checksum {checksum:08x}, expected "
@@ -161,5 +218,7 @@ def _score_header(num_sequences: int) -> bytes:
     return array_header(num_sequences, SCORE_DTYPE)
 
 
-_CHECKSUM_HEADER = array_header(1, CHECKSUM_DTYPE)
-_TRAILER_BYTES = len(_CHECKSUM_HEADER) + CHECKSUM_DTYPE.itemsize
+_CRC_BYTES = CHECKSUM_DTYPE.itemsize
+#: Of format 2.
+UNBOUND = Seal(header=array_header(1, CHECKSUM_DTYPE), identity=b"")
+SEAL_BYTES = Seal.of("00" * DIGEST_BYTES).num_bytes

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
-from megatron_miniplm.artifacts.score_blocks import BlockPlan
+from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, digest_values
+from megatron_miniplm.artifacts.json_files import read_json
+from megatron_miniplm.artifacts.score_blocks import UNBOUND, BlockPlan, Seal
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+#: Format 2 has no identity in its blocks: it is read, and nothing is added to it.
+READABLE_VERSIONS = (2, FORMAT_VERSION)
 IDENTITY = "identity.json"
 
 
@@ -18,29 +21,46 @@ def identity_bytes(identity: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
-def read_identity(directory: Path) -> dict[str, Any]:
-    """The identity of a store.
+def seal_of(identity: dict[str, Any], format_version: int) -> Seal:
+    """What every block of a store ends in."""
+    return UNBOUND if format_version < FORMAT_VERSION else Seal.of(digest_values("score identity", identity))
+
+
+def read_identity(directory: Path) -> tuple[dict[str, Any], int]:
+    """The identity of a store, and its format version.
 
     Raises:
         InputError: not a directory of scores.
         CorruptArtifactError: its identity cannot be read, or is of another format.
     """
     path = directory / IDENTITY
-    try:
-        identity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = identity.pop("format_version", 1)
-        BlockPlan.of(identity)
-        identity["model"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{directory} is not a directory of scores: it has no {IDENTITY}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptArtifactError(f"{path} is damaged ({error!r}): score into a new directory") from None
-    if found != FORMAT_VERSION:
+    if not path.exists():
+        raise InputError(f"{directory} is not a directory of scores: it has no {IDENTITY}")
+    identity = read_json(path, what="identity of scores", remedy="score into a new directory")
+    found = identity.pop("format_version", 1)
+    if found not in READABLE_VERSIONS:
         raise CorruptArtifactError(
-            f"{directory} holds scores in format {found}, this release reads {FORMAT_VERSION}: use the release that "
-            "wrote them, or score into a new directory"
+            f"{directory} holds scores in format {str(found)[:40]}, this release reads 2 and {FORMAT_VERSION}: use the "
+            "release that wrote them, or score into a new directory"
         )
-    return identity
+    try:
+        _check(identity)
+    except ValueError as error:
+        raise CorruptArtifactError(f"{path} is damaged ({error}): score into a new directory") from None
+    return identity, found
+
+
+def _check(identity: dict[str, Any]) -> None:
+    """Raise ValueError unless every field that others compute with is what docs/formats.md says."""
+    for name, kind in (("model", dict), ("corpus", list), ("settings", dict)):
+        if not isinstance(identity.get(name), kind):
+            raise ValueError(f"{name} must be {'a list' if kind is list else 'an object'}")
+    for position, prefix in enumerate(identity["corpus"]):
+        if not isinstance(prefix, dict) or not all(
+            isinstance(prefix.get(name), str) for name in ("name", "fingerprint")
+        ):
+            raise ValueError(f"prefix {position} of corpus must have a name, a fingerprint and num_sequences")
+    BlockPlan.of(identity)
 
 
 def require_equal(directory: Path, there: dict[str, Any], here: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """A directory of scores: blocks that appear whole and once, an identity that refuses strangers, a manifest at the end.
 
     DIR/identity.json          what is scored with what; written before the first block
-    DIR/blocks/00000000.npy    one a block, with its own checksum (`artifacts.score_blocks`)
+    DIR/blocks/00000000.npy    one per block, with its own checksum and the identity's digest (`artifacts.score_blocks`)
     DIR/claims/                who works on which block (`artifacts.claims`); gone when complete
     DIR/checksums.npy          those of all blocks; written after the last
     DIR/manifest.json          counts, parents, checksums of identity.json and checksums.npy; marks the store complete
@@ -30,6 +30,7 @@ from megatron_miniplm.artifacts.manifest import (
     manifest_path,
     verify_files,
 )
+from megatron_miniplm.artifacts.npy_files import open_array
 from megatron_miniplm.artifacts.score_blocks import (
     CHECKSUM_DTYPE,
     NOT_SCORED,
@@ -41,7 +42,14 @@ from megatron_miniplm.artifacts.score_blocks import (
     read_block_into,
     wrong_size,
 )
-from megatron_miniplm.artifacts.score_identity import IDENTITY, identity_bytes, read_identity, require_equal
+from megatron_miniplm.artifacts.score_identity import (
+    FORMAT_VERSION,
+    IDENTITY,
+    identity_bytes,
+    read_identity,
+    require_equal,
+    seal_of,
+)
 from megatron_miniplm.errors import CorruptArtifactError, InputError, NonFiniteScoreError, unusable_path
 
 __all__ = ["NOT_SCORED", "PREDICTED_DIFFERENCE", "SCORE_DTYPE", "BlockPlan", "ScoreStore"]
@@ -61,14 +69,18 @@ class ScoreStore:
         directory: where it lies.
         identity: `model`, `corpus` (a list of prefixes in order) and `settings`; equal for every run that may add
             blocks.
+        format_version: of the store on disk.
         plan: how the sequences are cut into blocks.
+        seal: what every block ends in.
     """
 
-    def __init__(self, directory: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, identity: dict[str, Any], format_version: int = FORMAT_VERSION) -> None:
         self.directory = directory
         self.identity = identity
+        self.format_version = format_version
         self.plan = BlockPlan.of(identity)
         self._blocks = directory / BLOCKS
+        self.seal = seal_of(identity, format_version)
         self._checked_identity = b""
         self._recorded_B: np.ndarray | None = None  # of the manifest, once `require_complete` has vouched for them
 
@@ -77,23 +89,35 @@ class ScoreStore:
         """Start a store, or continue one that was started with the same identity.
 
         One without a block, on which nobody works, is started anew. Any number of processes may call this at once: one
-        identity wins, and all others must be equal to it.
+        identity wins, and all others must be equal to it. A block that somebody publishes for the identity that lost
+        is refused when it is read.
 
         Raises:
             FingerprintMismatchError: the directory holds scores of something else.
-            InputError: it cannot be written.
+            InputError: it cannot be written, or its blocks would be too many.
+            CorruptArtifactError: it is an unfinished store of an older format.
         """
         path = directory / IDENTITY
+        try:
+            BlockPlan.of(identity)
+        except ValueError as error:
+            raise InputError(f"{directory} cannot be made ({error}): give another --miniplm-block-sequences") from None
         with _usable(directory):
             directory.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 store = cls.open(directory)
                 in_use = store._published_B().any() or any(holder.alive for holder in in_flight(directory))
-                if not in_use and store.identity != identity:
+                is_ours = store.identity == identity and store.format_version == FORMAT_VERSION
+                if not in_use and not is_ours:
                     path.unlink(missing_ok=True)
             write_once(path, identity_bytes(identity))
         store = cls.open(directory)
         require_equal(directory, store.identity, identity)
+        if store.format_version != FORMAT_VERSION and store.missing_blocks():
+            raise CorruptArtifactError(
+                f"{directory} is an unfinished store in format {store.format_version}, to which this release adds "
+                "nothing: finish it with the release that began it, or score into a new directory"
+            )
         return store
 
     @classmethod
@@ -104,7 +128,7 @@ class ScoreStore:
             InputError: not a directory of scores.
             CorruptArtifactError: its identity cannot be read, or is of another format.
         """
-        return cls(directory, read_identity(directory))
+        return cls(directory, *read_identity(directory))
 
     @property
     def quantity(self) -> str:
@@ -140,6 +164,7 @@ class ScoreStore:
             FingerprintMismatchError: the directory has been started anew for something else.
             InputError: it cannot be written; nothing half-written is visible.
         """
+        assert self.format_version == FORMAT_VERSION
         assert len(nll_N) == len(num_tokens_N) == len(self.plan.sequences(block))
         scores = np.empty(len(nll_N), SCORE_DTYPE)
         scores["nll"], scores["num_tokens"] = nll_N, num_tokens_N
@@ -155,7 +180,7 @@ class ScoreStore:
         with _usable(self.directory):
             self._check_identity()
             (self.directory / BLOCKS).mkdir(exist_ok=True)
-            return write_once(self.block_path(block), encode_block(scores))
+            return write_once(self.block_path(block), encode_block(scores, self.seal))
 
     def read_block(self, block: int) -> np.ndarray:
         """One block, (sequences,) of SCORE_DTYPE.
@@ -211,9 +236,7 @@ class ScoreStore:
                 f"(first: {missing[0] if missing else 'none, only the manifest'}): {_RUN_AGAIN}"
             )
         manifest = load_manifest(self.directory)
-        if faults := [*self.manifest_faults(manifest), *self._size_faults()]:
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise CorruptArtifactError(f"{faults[0]}{more}")
+        _raise_first([*self.manifest_faults(manifest), *self._size_faults()])
         self._recorded_B = self._load_checksums()
         return manifest
 
@@ -247,7 +270,7 @@ class ScoreStore:
                     self._read_into(scores, block, directory, recorded_B)
                 except CorruptArtifactError as error:
                     faults[block] = str(error)
-                advance(self.plan.block_bytes(block))
+                advance(self.block_bytes(block))
         return faults
 
     @property
@@ -256,7 +279,11 @@ class ScoreStore:
         if not self.plan.num_blocks:
             return 0
         last = self.plan.num_blocks - 1
-        return last * self.plan.block_bytes(0) + self.plan.block_bytes(last)
+        return last * self.block_bytes(0) + self.block_bytes(last)
+
+    def block_bytes(self, block: int) -> int:
+        """Size of a block's file."""
+        return self.plan.block_bytes(block, self.seal.num_bytes)
 
     @property
     def has_manifest(self) -> bool:
@@ -269,19 +296,27 @@ class ScoreStore:
         Jobs that finish at the same time write the same bytes. What dead processes left is removed, claims included.
 
         Raises:
-            CorruptArtifactError: a block is damaged; the store stays unfinished.
+            CorruptArtifactError: blocks are damaged or of another identity; the store stays unfinished.
+            FingerprintMismatchError: the directory has been started anew for something else.
         """
         checksums_B = np.zeros(self.plan.num_blocks, CHECKSUM_DTYPE)
         num_scored = num_tokens = 0
+        faults: list[str] = []
         self._recorded_B = None
         with self._blocks_directory() as directory:
             for block in range(self.plan.num_blocks):
                 scores = np.empty(len(self.plan.sequences(block)), SCORE_DTYPE)
-                checksums_B[block] = self._read_into(scores, block, directory)
+                try:
+                    checksums_B[block] = self._read_into(scores, block, directory)
+                except CorruptArtifactError as error:
+                    faults.append(str(error))
+                    continue
                 scored_N = scores["num_tokens"] != NOT_SCORED
                 num_scored += int(scored_N.sum())
                 num_tokens += int(scores["num_tokens"].sum(where=scored_N, dtype=np.int64))
+        _raise_first(faults)
         with _usable(self.directory):
+            self._check_identity()
             write_array(self.directory / CHECKSUMS, checksums_B)
             files = {name: checksum_of(self.directory / name) for name in (IDENTITY, CHECKSUMS)}
             manifest = Manifest(
@@ -315,7 +350,7 @@ class ScoreStore:
         """Raise where another run has started the directory anew; the same bytes are compared once."""
         path = self.directory / IDENTITY
         if not path.exists() or (found := path.read_bytes()) != self._checked_identity:
-            require_equal(self.directory, read_identity(self.directory), self.identity)
+            require_equal(self.directory, read_identity(self.directory)[0], self.identity)
             self._checked_identity = found
 
     def _fingerprint(self, files: dict[str, dict[str, Any]]) -> Fingerprint:
@@ -326,7 +361,7 @@ class ScoreStore:
 
     def _read_into(self, scores_N: np.ndarray, block: int, directory: int, recorded_B: np.ndarray | None = None) -> int:
         """Read one block; returns its checksum, which must be the recorded one if there is any."""
-        checksum = read_block_into(scores_N, self._blocks, block_name(block), directory)
+        checksum = read_block_into(scores_N, self._blocks, block_name(block), directory, self.seal)
         recorded_B = self._recorded_B if recorded_B is None else recorded_B
         if recorded_B is not None and checksum != recorded_B[block]:
             raise CorruptArtifactError(
@@ -336,17 +371,15 @@ class ScoreStore:
         return checksum
 
     def _load_checksums(self) -> np.ndarray:
-        path = self.directory / CHECKSUMS
-        try:
-            checksums_B = np.load(path)
-        except (ValueError, EOFError, OSError) as error:
-            raise CorruptArtifactError(f"{path} cannot be read ({error}): delete it and {_RUN_AGAIN}") from None
-        if checksums_B.dtype != CHECKSUM_DTYPE or checksums_B.shape != (self.plan.num_blocks,):
-            raise CorruptArtifactError(
-                f"{path} holds {checksums_B.shape} of {checksums_B.dtype}, expected ({self.plan.num_blocks},) of "
-                f"{CHECKSUM_DTYPE}: delete it and {_RUN_AGAIN}"
+        return np.array(
+            open_array(
+                self.directory / CHECKSUMS,
+                what="checksums of all blocks",
+                dtype=CHECKSUM_DTYPE,
+                shape=(self.plan.num_blocks,),
+                remedy=f"delete it and {_RUN_AGAIN}",
             )
-        return checksums_B
+        )
 
     def _published_B(self) -> np.ndarray:
         """Whether each block has a file, bool."""
@@ -366,8 +399,8 @@ class ScoreStore:
         with self._blocks_directory() as directory:
             for block in range(self.plan.num_blocks):
                 size_bytes = os.stat(block_name(block), dir_fd=directory).st_size
-                if size_bytes != self.plan.block_bytes(block):
-                    faults.append(wrong_size(self.block_path(block), size_bytes, self.plan.block_bytes(block)))
+                if size_bytes != (expected_bytes := self.block_bytes(block)):
+                    faults.append(wrong_size(self.block_path(block), size_bytes, expected_bytes))
         return faults
 
     @contextmanager
@@ -384,6 +417,13 @@ class ScoreStore:
 def is_score_store(artifact: Path) -> bool:
     """Whether a path is a directory of scores, started or finished."""
     return (artifact / IDENTITY).is_file()
+
+
+def _raise_first(faults: list[str]) -> None:
+    """Raise CorruptArtifactError with the first of several faults, if there is one."""
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise CorruptArtifactError(f"{faults[0]}{more}")
 
 
 @contextmanager

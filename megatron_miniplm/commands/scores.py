@@ -88,7 +88,7 @@ def describe(
             num_published += len(scores)
             num_not_scored += len(scores) - int(scored_N.sum())
         if progress is not None:
-            progress.advance(store.plan.block_bytes(block))
+            progress.advance(store.block_bytes(block))
     workers = _workers([holder for holder in in_flight(store.directory) if holder.block in absent])
     working = any(worker["alive"] for worker in workers)
     speed = recent_speed(store) if working and not damaged else None

@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from megatron_runs import directory_bytes, write_corpus
 from score_stores import VERSIONS, identity_of, write_scores
 
-from megatron_miniplm.artifacts import digest_values, load_manifest
+from megatron_miniplm.artifacts import digest_values, load_manifest, scores
 from megatron_miniplm.artifacts.claims import Claims
+from megatron_miniplm.artifacts.exclusive import write_once
+from megatron_miniplm.artifacts.heartbeats import Holder, in_flight
 from megatron_miniplm.artifacts.manifest import verify_files
+from megatron_miniplm.artifacts.score_identity import identity_bytes
 from megatron_miniplm.artifacts.scores import NOT_SCORED, SCORE_DTYPE, BlockPlan, ScoreStore
 from megatron_miniplm.errors import (
     CorruptArtifactError,
@@ -155,15 +158,15 @@ REMEDY = "delete it and run the same scoring command again"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate, "has 281 bytes, expected 284"),
-        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "has 285 bytes, expected 284"),
-        (lambda path: path.write_bytes(b""), "has 0 bytes, expected 284"),
+        (truncate, "has 297 bytes, expected 300"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "has 301 bytes, expected 300"),
+        (lambda path: path.write_bytes(b""), "has 0 bytes, expected 300"),
         (Path.unlink, r"cannot be read \(No such file or directory\)"),
-        (lambda path: np.save(path, np.zeros(3, SCORE_DTYPE)), "has 152 bytes, expected 284"),  # of format 1
-        (lambda path: flip(path, 60), r"does not hold \(3,\) of .*nll.* and a checksum"),
-        (lambda path: flip(path, 200), r"does not hold \(3,\) of .*nll.* and a checksum"),
+        (lambda path: np.save(path, np.zeros(3, SCORE_DTYPE)), "has 152 bytes, expected 300"),  # of format 1
+        (lambda path: flip(path, 60), r"does not hold \(3,\) of .*nll.* and a seal"),
+        (lambda path: flip(path, 200), r"does not hold \(3,\) of .*nll.* and a seal"),
         (lambda path: flip(path, 130), r"has changed since it was written \(checksum [0-9a-f]{8}, expected .*\)"),
-        (lambda path: flip(path, 283), r"has changed since it was written \(checksum [0-9a-f]{8}, expected .*\)"),
+        (lambda path: flip(path, 299), r"has changed since it was written \(checksum [0-9a-f]{8}, expected .*\)"),
     ],
 )
 def test_a_damaged_block_is_named(finished: ScoreStore, damage: Callable[[Path], object], message: str) -> None:
@@ -187,14 +190,20 @@ def test_block_bytes_are_those_of_the_format_page(tmp_path: Path) -> None:
     digits = re.search(r"A block of two sequences.*?```\n(.*?)```", page, re.DOTALL)
     assert digits is not None
     shown = bytes.fromhex(re.sub("#.*", "", digits[1]))
-    identity = {"model": {}, "corpus": [{"num_sequences": 2}], "settings": {"block_sequences": 2}}
+    identity = {
+        "model": {},
+        "corpus": [{"name": "corpus", "fingerprint": "0" * 32, "num_sequences": 2}],
+        "settings": {"block_sequences": 2},
+    }
     store = ScoreStore.create_or_resume(tmp_path, identity)
     store.write_block(0, np.array([3.5, 0.0]), np.array([3, NOT_SCORED]))
     assert store.block_path(0).read_bytes() == shown
     with open(store.block_path(0), "rb") as stream:
         assert np.load(stream).tolist() == [(3.5, 3), (0.0, -1)]
         signed_bytes = stream.tell()
-        assert np.load(stream).tolist() == [zlib.crc32(shown[:signed_bytes])]
+        seal = np.load(stream)
+        assert seal[:4].tobytes().hex() == digest_values("score identity", identity)
+        assert seal[4:].tolist() == [zlib.crc32(shown[:signed_bytes])]
         assert stream.read() == b""
 
 
@@ -244,10 +253,125 @@ def test_a_block_of_another_store_is_found(finished: ScoreStore, corpus: Indexed
     assert finished.require_complete().fingerprint == other.require_complete().fingerprint
 
 
+@pytest.fixture
+def other_identity(corpus: IndexedCorpus) -> dict[str, Any]:
+    return identity_of([corpus], model="another teacher")
+
+
+OF_ANOTHER = r"00000000.npy was scored with another model, corpus or settings than this directory is for \(identity"
+
+
+def test_a_job_that_works_while_another_starts_the_directory_anew(
+    store: ScoreStore, other_identity: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second job has seen no block and no living process; the first publishes before the second goes on."""
+
+    def look(directory: Path) -> list[Holder]:
+        found = in_flight(directory)
+        assert store.write_block(0, np.ones(3), np.ones(3))
+        return found
+
+    monkeypatch.setattr(scores, "in_flight", look)
+    second = ScoreStore.create_or_resume(store.directory, other_identity)
+    assert second.missing_blocks() == [1, 2]
+    for block, count in ((1, 3), (2, 1)):
+        second.write_block(block, np.zeros(count), np.ones(count))
+        with pytest.raises(FingerprintMismatchError, match="holds scores of another model"):
+            store.write_block(block, np.ones(count), np.ones(count))
+    with pytest.raises(CorruptArtifactError, match=OF_ANOTHER):
+        second.finish((), VERSIONS)
+    assert not second.has_manifest
+    assert list(second.verify()) == [0]
+    assert any(re.search(OF_ANOTHER, fault) for fault in find_faults(second.directory))
+    second.block_path(0).unlink()  # as the message says
+    second.write_block(0, np.zeros(3), np.ones(3))
+    second.finish((), VERSIONS)
+    assert second.read_all()["nll"].tolist() == [0.0] * 7
+
+
+def test_a_job_that_wakes_after_another_has_started_the_directory_anew(
+    store: ScoreStore, other_identity: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has compared the identity, sleeps until its heartbeat has run out, and publishes."""
+    others: list[ScoreStore] = []
+
+    def sleep_then_write(path: Path, data: bytes) -> bool:
+        monkeypatch.undo()
+        others.append(ScoreStore.create_or_resume(store.directory, other_identity))
+        return write_once(path, data)
+
+    monkeypatch.setattr(scores, "write_once", sleep_then_write)
+    assert store.write_block(0, np.ones(3), np.ones(3))
+    with pytest.raises(CorruptArtifactError, match=OF_ANOTHER):
+        others[0].read(range(7))
+
+
+def test_a_store_that_was_started_anew_is_not_finished_for_another(
+    finished: ScoreStore, other_identity: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_all_blocks = ScoreStore._read_into
+
+    def then_start_anew(self: ScoreStore, *arguments: Any) -> int:
+        (self.directory / "identity.json").write_bytes(identity_bytes(other_identity))
+        return read_all_blocks(self, *arguments)
+
+    (finished.directory / "manifest.json").unlink()
+    monkeypatch.setattr(ScoreStore, "_read_into", then_start_anew)
+    with pytest.raises(FingerprintMismatchError, match="holds scores of another model"):
+        finished.finish((), VERSIONS)
+    assert not finished.has_manifest
+
+
+def as_format_2(store: ScoreStore) -> ScoreStore:
+    """The same store as the release before wrote it."""
+    path = store.directory / "identity.json"
+    path.write_text(path.read_text().replace('"format_version": 3', '"format_version": 2'))
+    old = ScoreStore.open(store.directory)
+    for block in store.published_blocks():
+        scores_N = store.read_block(block)
+        with open(store.block_path(block), "wb") as stream:
+            np.save(stream, scores_N)
+            signed = stream.tell()
+        with open(store.block_path(block), "r+b") as stream:
+            checksum = zlib.crc32(stream.read(signed))
+            np.save(stream, np.array([checksum], "<u4"))
+    return old
+
+
+def test_a_finished_store_of_format_2_is_read(finished: ScoreStore, identity: dict[str, Any]) -> None:
+    old = as_format_2(finished)
+    assert old.format_version == 2
+    old.finish((), VERSIONS)
+    assert old.require_complete().counts["num_tokens"] == sum(NUM_TOKENS)
+    assert old.read_all()["nll"].tolist() == NLL
+    assert old.verify() == {}
+    assert find_faults(old.directory) == []
+    assert ScoreStore.create_or_resume(old.directory, old.identity).missing_blocks() == []
+
+
+def test_an_unfinished_store_of_format_2_is_not_continued(store: ScoreStore, identity: dict[str, Any]) -> None:
+    store.write_block(1, np.ones(3), np.ones(3))
+    old = as_format_2(store)
+    assert old.read_block(1)["nll"].tolist() == [1.0] * 3
+    with pytest.raises(CorruptArtifactError, match=r"unfinished store in format 2.*finish it with the release that"):
+        ScoreStore.create_or_resume(store.directory, identity)
+
+
+def test_a_store_of_format_2_without_a_block_is_started_anew(store: ScoreStore, identity: dict[str, Any]) -> None:
+    as_format_2(store)
+    assert ScoreStore.create_or_resume(store.directory, identity).format_version == 3
+
+
+def test_more_blocks_than_can_be_listed_are_refused(tmp_path: Path, identity: dict[str, Any]) -> None:
+    identity["corpus"][0]["num_sequences"] = 1 << 40
+    with pytest.raises(InputError, match=r"expected at most 8388608.*: give another --miniplm-block-sequences"):
+        ScoreStore.create_or_resume(tmp_path / "scores", identity)
+
+
 def test_a_damaged_block_is_not_finished(finished: ScoreStore) -> None:
     (finished.directory / "manifest.json").unlink()
     truncate(finished.block_path(2))
-    with pytest.raises(CorruptArtifactError, match=r"00000002.npy has 265 bytes, expected 268"):
+    with pytest.raises(CorruptArtifactError, match=r"00000002.npy has 281 bytes, expected 284"):
         finished.finish((), VERSIONS)
     assert not (finished.directory / "manifest.json").exists()
 
@@ -255,7 +379,7 @@ def test_a_damaged_block_is_not_finished(finished: ScoreStore) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda store: truncate(store.block_path(2)), "00000002.npy has 265 bytes, expected 268: delete it and run"),
+        (lambda store: truncate(store.block_path(2)), "00000002.npy has 281 bytes, expected 284: delete it and run"),
         (
             lambda store: flip(store.directory / "checksums.npy", 130),
             "checksums.npy has changed since .*: run the same",
@@ -391,18 +515,22 @@ def test_foreign_names_are_no_blocks(store: ScoreStore) -> None:
     ("content", "error", "message"),
     [
         (None, InputError, "scores is not a directory of scores: it has no identity.json"),
-        ("{", CorruptArtifactError, r"identity.json is damaged \(.*\): score into a new directory"),
-        ("{}", CorruptArtifactError, r"identity.json is damaged \(KeyError\('corpus'\)\): score into a new directory"),
-        ("[]", CorruptArtifactError, r"identity.json is damaged \(.*Error"),
         (
-            '{"model": {}, "corpus": [{"num_sequences": 1}], "settings": {"block_sequences": 0}}',
+            "{",
             CorruptArtifactError,
-            "blocks of 0 sequences",
+            r"identity.json is not a valid identity of scores \(.*\): score into a new directory",
+        ),
+        ("[]", CorruptArtifactError, r"identity.json is not a valid identity of scores \(it holds an array"),
+        ('{"format_version": 3}', CorruptArtifactError, r"identity.json is damaged \(model must be an object\): score"),
+        (
+            '{"format_version": 3, "model": {}, "corpus": [], "settings": {"block_sequences": 0}}',
+            CorruptArtifactError,
+            r"identity.json is damaged \(block_sequences is 0, expected an integer from 1 to",
         ),
         (
             '{"model": {}, "corpus": [{"num_sequences": 1}], "settings": {"block_sequences": 1}}',
             CorruptArtifactError,
-            "holds scores in format 1, this release reads 2: use the release that wrote them, or score into a new",
+            "holds scores in format 1, this release reads 2 and 3: use the release that wrote them, or score into",
         ),
     ],
 )
@@ -432,7 +560,7 @@ def test_the_manifest_holds_counts_inputs_and_checksums(finished: ScoreStore, co
     assert list(manifest.files) == ["identity.json", "checksums.npy"]
     assert verify_files(finished.directory, manifest) == []
     recorded = np.load(finished.directory / "checksums.npy").tolist()
-    assert recorded == [zlib.crc32(finished.block_path(block).read_bytes()[:-132]) for block in range(3)]
+    assert recorded == [zlib.crc32(finished.block_path(block).read_bytes()[:-148]) for block in range(3)]
     expected = digest_values("scores", finished.identity, manifest.files["checksums.npy"]["blake2b"])
     assert manifest.fingerprint == expected
 

@@ -1,0 +1,13 @@
+"""How long properties of hostile input are tried: a few seconds in the suite, as long as one likes on demand."""
+
+import os
+
+from hypothesis import settings
+
+#: `MINIPLM_FUZZ_EXAMPLES=200000 pytest tests/artifacts -k fuzz` runs for minutes.
+EXAMPLES_VARIABLE = "MINIPLM_FUZZ_EXAMPLES"
+
+
+def fuzz(examples: int) -> settings:
+    """Settings of one property: so many examples, unless the environment asks for more."""
+    return settings(max_examples=int(os.environ.get(EXAMPLES_VARIABLE, examples)), deadline=None)
