@@ -4,11 +4,13 @@ One line a prefix, `<weight> <prefix>`; the weight is the number of tokens, so t
 proportion. Paths are absolute, because Megatron resolves them against the working directory of the training job.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megatron_miniplm.artifacts.atomic import write_text
 from megatron_miniplm.artifacts.manifest import is_prefix
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 
 DATA_ARGS = "data_args.txt"
@@ -17,10 +19,30 @@ DATA_ARGS = "data_args.txt"
 def write_data_args(directory: Path, weighted_prefixes: Sequence[tuple[int, Path]]) -> Path:
     """Write the blend of a directory's prefixes; one without tokens is left out, Megatron refuses a weight of 0."""
     path = directory / DATA_ARGS
+    refuse_blanks([prefix for _, prefix in weighted_prefixes])
     # `absolute`, not `resolve`: a user's symlinked data directory stays what the user called it.
     lines = [f"{num_tokens} {prefix.absolute()}\n" for num_tokens, prefix in weighted_prefixes if num_tokens > 0]
     write_text(path, "".join(lines))
     return path
+
+
+def refuse_blanks(paths: Iterable[Path]) -> None:
+    """Refuse paths that Megatron could not read from a `data_args.txt`, which it splits at white space.
+
+    Raises:
+        InputError: names the first.
+    """
+    for path in paths:
+        text = str(path.absolute())
+        if len(text.split()) != 1 or text != text.strip():
+            raise InputError(
+                f"{text!r} has white space in it, at which Megatron splits {DATA_ARGS}: give a path without blanks, "
+                "tabs and newlines, such as a symbolic link to the directory"
+            )
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"{text!r} is not UTF-8, as {DATA_ARGS} must be: rename it") from None
 
 
 def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:
@@ -33,9 +55,29 @@ def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:
     prefixes: list[Path] = []
     for path in map(Path, paths):
         prefixes += [path] if is_prefix(path) or not path.is_dir() else _prefixes_of_directory(path)
-    twice = sorted({str(prefix) for prefix in prefixes if prefixes.count(prefix) > 1})
+    twice = sorted(str(prefix) for prefix, count in Counter(prefixes).items() if count > 1)
     if twice:
         raise InputError(f"{twice[0]} stands twice in the corpus: give each prefix once")
+    return prefixes
+
+
+def prefixes_of(inputs: Sequence[Path], *, without: Path | None = None) -> list[Path]:
+    """Inputs with each directory without a `data_args.txt` replaced by the prefixes in it, by name.
+
+    A prefix may be given as its `.idx`, so that a glob can name some.
+
+    Args:
+        without: in a directory, this prefix is left out: the output of an earlier run.
+    """
+    left_out = without.absolute() if without is not None else None
+    prefixes: list[Path] = []
+    for given in inputs:
+        path = given.with_suffix("") if given.suffix == ".idx" else given
+        if is_prefix(path) or not path.is_dir() or (path / DATA_ARGS).exists():
+            prefixes.append(path)
+        else:
+            found = sorted(index.with_suffix("") for index in path.glob("*.idx"))
+            prefixes += [prefix for prefix in found if prefix.absolute() != left_out]
     return prefixes
 
 
@@ -43,7 +85,14 @@ def _prefixes_of_directory(directory: Path) -> list[Path]:
     path = directory / DATA_ARGS
     if not path.exists():
         raise InputError(f"{directory} is a directory without {DATA_ARGS}: give prefixes, or a split or selection")
-    words = path.read_text(encoding="utf-8").split()
+    try:
+        with open_regular(path) as stream:
+            words = stream.read().decode("utf-8").split()
+    except UnicodeDecodeError as error:
+        raise CorruptArtifactError(
+            f"{path} must be UTF-8, found byte 0x{error.object[error.start]:02x} at byte {error.start}: make the "
+            "directory again"
+        ) from None
     if len(words) % 2 or not all(weight.replace(".", "", 1).isdigit() for weight in words[::2]):
         raise CorruptArtifactError(f"{path} must hold pairs of a weight and a prefix: make the directory again")
     return [Path(prefix) for prefix in words[1::2]]

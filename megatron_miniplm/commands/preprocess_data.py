@@ -4,7 +4,8 @@
       --tokenizer-type HuggingFaceTokenizer --tokenizer-model tokenizer --append-eod --workers 8
 
 writes corpus/pile_text_document.bin, .idx, .documents.parquet (which document each sequence comes from) and
-.manifest.json. Inputs are .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, directories and globs.
+.manifest.json. Inputs are JSONL files, plain or compressed (gzip, zstd, bzip2, xz), Parquet files,
+directories and globs.
 
 --sequence chunk --chunk-length 1025 packs documents into sequences of at most so many tokens, cut at the ends of
 sentences (corpus/pile_text_chunk).
@@ -31,9 +32,13 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, directories and globs")
     parser.add_argument(
-        "--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys that hold text; one pair is written a key"
+        "--json-keys",
+        nargs="+",
+        default=["text"],
+        metavar="KEY",
+        help="keys that hold text, such as text or data.text; one pair per key",
     )
-    parser.add_argument("--id-key", metavar="KEY", help="key of the document's id; a dot leads into an object")
+    parser.add_argument("--id-key", metavar="KEY", help="key of the document's id; dots lead into objects")
     parser.add_argument(
         "--domain-key",
         metavar="KEY",
@@ -44,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("stop", "skip"),
         default="stop",
         help="skip lists bad lines in <PREFIX>_<KEY>_document.rejected.jsonl (default: stop at the first)",
+    )
+    parser.add_argument(
+        "--max-line-bytes",
+        type=int,
+        default=256 << 20,
+        metavar="N",
+        help="a longer line is a bad line, and is never held in memory (default: 256 MiB)",
     )
     parser.add_argument(
         "--output-prefix",
@@ -96,6 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         chunk_length=arguments.chunk_length,
         sentence_model=arguments.sentence_model,
         skip_bad_lines=arguments.on_bad_line == "skip",
+        max_line_bytes=arguments.max_line_bytes,
     )
     shards = choose_shards(arguments.num_shards, arguments.shard_index, os.environ, arguments.shard_by == "files")
     for prefix, manifest in build_corpus(settings, num_workers=num_workers, shards=shards).items():

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_blanks
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
     Manifest,
@@ -30,6 +30,7 @@ from megatron_miniplm.artifacts.manifest import (
 from megatron_miniplm.artifacts.selections import SELECTION, SelectedPrefix, Selection
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.existing import existing_corpus
+from megatron_miniplm.indexed.locking import directory_lock
 from megatron_miniplm.indexed.merge import Part, blend_prefixes, check_alike, copy_parts, inputs_behind
 from megatron_miniplm.indexed.view import view_name, write_view
 from megatron_miniplm.progress import Progress
@@ -57,12 +58,16 @@ def materialize(inputs: Sequence[Path], output_dir: Path) -> Manifest:
     for copy in copies[1:]:
         check_alike(copies[0].part, copy.part)
     _refuse_twins(copies, output_dir)
-    _refuse_another_output([copy.name for copy in copies], output_dir)
-    missing = [copy for copy in copies if not copy.exists_in(output_dir)]
-    with Progress(sum(copy.num_bytes for copy in missing), "B") as progress:
-        for copy in missing:
-            copy.write(output_dir, progress.advance)
-    return blend_prefixes([output_dir / copy.name for copy in copies], output_dir)
+    if is_prefix(output_dir):
+        raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
+    refuse_blanks([output_dir])
+    with directory_lock(output_dir):
+        _refuse_another_output([copy.name for copy in copies], output_dir)
+        missing = [copy for copy in copies if not copy.exists_in(output_dir)]
+        with Progress(sum(copy.num_bytes for copy in missing), "B") as progress:
+            for copy in missing:
+                copy.write(output_dir, progress.advance)
+        return blend_prefixes([output_dir / copy.name for copy in copies], output_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +200,9 @@ def _refuse_twins(copies: Sequence[_Copy], output_dir: Path) -> None:
 
 def _refuse_another_output(names: Sequence[str], output_dir: Path) -> None:
     """Raise InputError where a directory holds something else than these copies, or a part of them."""
-    if is_prefix(output_dir):
-        raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
+    ours = frozenset(names)
     for prefix in sorted(path.with_suffix("") for path in output_dir.glob("*.idx")):
-        if prefix.name not in names:
+        if prefix.name not in ours:
             raise InputError(f"{output_dir} holds {prefix.name}, which is none of what is copied: {_REMEDY}")
     if output_dir.is_dir() and manifest_path(output_dir).exists():
         manifest = load_manifest(output_dir)

@@ -13,7 +13,7 @@ from operator import and_
 from pathlib import Path
 from typing import Any, Self
 
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, write_data_args
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_blanks, write_data_args
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.lineage import parent_path
 from megatron_miniplm.artifacts.manifest import (
@@ -29,6 +29,7 @@ from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed.copying import copy_pieces, copy_sequences
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import idx_path
+from megatron_miniplm.indexed.locking import directory_lock, prefix_lock
 from megatron_miniplm.indexed.reader import IndexedCorpus, fingerprint_of
 from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, data_prefix, sidecar_path
 from megatron_miniplm.indexed.writer import IndexedWriter
@@ -55,16 +56,17 @@ def merge_prefixes(prefixes: Sequence[Path], output_prefix: Path) -> Manifest:
     settings, versions = _agreed(part.settings for part in parts), _agreed(part.versions for part in parts)
     directory = output_prefix.parent
     inputs = (*(part.input("corpus", directory) for part in parts), *inputs_behind(parts, directory))
-    existing = existing_corpus(
-        output_prefix, settings=settings, versions=versions, inputs=inputs, output_flag="--output-prefix"
-    )
-    if existing is not None:
-        return existing
     num_bytes = sum(part.num_bytes for part in parts)
-    with Progress(num_bytes, "B") as progress:
-        return copy_parts(
-            parts, output_prefix, settings=settings, versions=versions, inputs=inputs, advance=progress.advance
+    with prefix_lock(output_prefix):
+        existing = existing_corpus(
+            output_prefix, settings=settings, versions=versions, inputs=inputs, output_flag="--output-prefix"
         )
+        if existing is not None:
+            return existing
+        with Progress(num_bytes, "B") as progress:
+            return copy_parts(
+                parts, output_prefix, settings=settings, versions=versions, inputs=inputs, advance=progress.advance
+            )
 
 
 def copy_parts(
@@ -113,14 +115,18 @@ def blend_prefixes(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
         },
         inputs=tuple(part.input(part.kind, output_dir) for part in parts),
     )
-    refuse_another(output_dir, "list of prefixes", manifest.fingerprint)
     weighted = [(part.corpus.num_tokens, part.prefix) for part in parts]
-    if (output_dir / DATA_ARGS).exists() and not manifest_path(output_dir).exists():
-        found, wanted = expand_prefixes([output_dir]), [prefix.absolute() for weight, prefix in weighted if weight]
-        if found != wanted:  # not what a killed run has left
-            raise InputError(f"{output_dir / DATA_ARGS} is another list: choose another --as-data-args, or delete it")
-    write_data_args(output_dir, weighted)
-    manifest.write(output_dir)
+    refuse_blanks([output_dir, *(prefix for _, prefix in weighted)])
+    with directory_lock(output_dir):
+        refuse_another(output_dir, "list of prefixes", manifest.fingerprint)
+        if (output_dir / DATA_ARGS).exists() and not manifest_path(output_dir).exists():
+            found, wanted = expand_prefixes([output_dir]), [prefix.absolute() for weight, prefix in weighted if weight]
+            if found != wanted:  # not what a killed run has left
+                raise InputError(
+                    f"{output_dir / DATA_ARGS} is another list: choose another --as-data-args, or delete it"
+                )
+        write_data_args(output_dir, weighted)
+        manifest.write(output_dir)
     return manifest
 
 

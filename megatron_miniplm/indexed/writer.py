@@ -5,7 +5,7 @@ import glob
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,9 @@ from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, atomic_output, n
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, hasher
 from megatron_miniplm.artifacts.manifest import PREFIX_MANIFEST_SUFFIX, prefix_manifest_path
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.indexed.caches import remove_caches
 from megatron_miniplm.indexed.layout import LENGTH_DTYPE, POINTER_DTYPE, IndexHeader, bin_path, idx_path
+from megatron_miniplm.indexed.locking import prefix_lock
 
 _INDEX_CHUNK = 1 << 20  # sequences whose pointers are computed together
 _THREAD_BYTES = 1 << 20  # of so much the digest takes long enough to be worth a thread
@@ -43,9 +45,15 @@ class IndexedWriter:
         self.prefix = prefix
         self.token_dtype = np.dtype(token_dtype)
         self.num_documents = self.num_sequences = self.num_tokens = 0
-        self._published = False
+        self._bin_is_published = False
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._bin = _open_locked(_temporary(prefix, "bin"), prefix)
+        self._lock = ExitStack()
+        self._lock.enter_context(prefix_lock(prefix))
+        try:
+            self._bin = _open_locked(_temporary(prefix, "bin"), prefix)
+        except BaseException:
+            self._lock.close()
+            raise
         self._lengths = _open(_temporary(prefix, "lengths"), "wb")
         self._boundaries = _open(_temporary(prefix, "boundaries"), "wb")
         for suffix in (".idx", PREFIX_MANIFEST_SUFFIX, *companions):
@@ -101,8 +109,8 @@ class IndexedWriter:
         # Where an older pair is replaced, a crash must not leave its index or manifest beside the new data.
         for stale in (prefix_manifest_path(self.prefix), idx_path(self.prefix)):
             stale.unlink(missing_ok=True)
+        self._bin_is_published = True
         publish(Path(self._bin.name), bin_path(self.prefix))
-        self._published = True
         index = write_index_chunks(
             self.prefix,
             IndexHeader(
@@ -114,14 +122,15 @@ class IndexedWriter:
             pointers=_contiguous_pointers(_stored(self._lengths, LENGTH_DTYPE), self.token_dtype.itemsize),
             boundaries=_stored(self._boundaries, POINTER_DTYPE),
         )
+        remove_caches(self.prefix)
         return {bin_path(self.prefix).name: {"bytes": bin_bytes, "blake2b": self._digest.hexdigest()}, **index}
 
     def abandon(self) -> None:
-        """Remove what is not published."""
-        for stream in self._streams():
-            with suppress(OSError):  # what a full disk did not take
-                stream.close()
-            Path(stream.name).unlink(missing_ok=True)
+        """Remove what is not published, and what was published without the manifest that follows it."""
+        if self._bin_is_published and not prefix_manifest_path(self.prefix).exists():
+            for half in (idx_path(self.prefix), bin_path(self.prefix)):
+                half.unlink(missing_ok=True)
+        self._remove_temporaries()
 
     def __enter__(self) -> Self:
         return self
@@ -129,8 +138,19 @@ class IndexedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None or not self._published:
-            self.abandon()
+        try:
+            if kind is None:
+                self._remove_temporaries()
+            else:
+                self.abandon()
+        finally:
+            self._lock.close()
+
+    def _remove_temporaries(self) -> None:
+        for stream in self._streams():
+            with suppress(OSError):  # what a full disk did not take
+                stream.close()
+            Path(stream.name).unlink(missing_ok=True)
 
     @contextmanager
     def _digested_meanwhile(self, data: memoryview) -> Iterator[None]:

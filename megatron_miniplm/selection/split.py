@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.artifacts.data_args import write_data_args
+from megatron_miniplm.artifacts.data_args import refuse_blanks, write_data_args
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
-from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, refuse_another
+from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, is_prefix, refuse_another
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
+from megatron_miniplm.indexed.locking import directory_lock
 
 REFERENCE, POOL = "reference", "pool"
 
@@ -33,6 +34,9 @@ def split_reference(
     """
     if not 0 < reference_fraction < 1:
         raise InputError(f"--reference-fraction {reference_fraction} must lie in (0, 1)")
+    refuse_blanks([output_dir])
+    if is_prefix(output_dir):
+        raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
     corpora = [IndexedCorpus.open(prefix) for prefix in prefixes]
     num_sequences = sum(len(corpus) for corpus in corpora)
     num_reference = round(reference_fraction * num_sequences)
@@ -43,7 +47,6 @@ def split_reference(
     settings = {"reference_fraction": reference_fraction, "seed": seed}
     fingerprints = [corpus.verified_fingerprint() for corpus in corpora]
     fingerprint = digest_values("split", fingerprints, settings)
-    refuse_another(output_dir, "split", fingerprint)
 
     is_reference_N = np.zeros(num_sequences, bool)
     is_reference_N[np.random.default_rng(seed).permutation(num_sequences)[:num_reference]] = True
@@ -51,10 +54,14 @@ def split_reference(
         input_of("corpus", corpus.prefix, found, relative_to=output_dir)
         for corpus, found in zip(corpora, fingerprints, strict=True)
     )
-    for part, is_part_N in ((REFERENCE, is_reference_N), (POOL, ~is_reference_N)):
-        _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)
     counts = {"num_reference_sequences": num_reference, "num_pool_sequences": num_sequences - num_reference}
-    Manifest(kind="split", fingerprint=fingerprint, counts=counts, settings=settings, inputs=inputs).write(output_dir)
+    with directory_lock(output_dir):
+        refuse_another(output_dir, "split", fingerprint)
+        for part, is_part_N in ((REFERENCE, is_reference_N), (POOL, ~is_reference_N)):
+            _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)
+        Manifest(kind="split", fingerprint=fingerprint, counts=counts, settings=settings, inputs=inputs).write(
+            output_dir
+        )
     return counts
 
 

@@ -367,7 +367,7 @@ def test_bad_lines_are_listed_and_counted(settings: BuildSettings, tmp_path: Pat
     assert (manifest.counts["num_documents"], manifest.counts["num_rejected_lines"]) == (2 + len(TEXTS), 2)
     listed = [json.loads(line) for line in Path(f"{prefix}.rejected.jsonl").read_text().splitlines()]
     assert [(entry["file"], entry["line"]) for entry in listed] == [(str(path), 2), (str(path), 4)]
-    assert listed[1]["reason"] == "expected a string under 'text', found a number: mend or drop the line"
+    assert listed[1]["reason"] == "expected a string under 'text', found a number: fix or remove the line"
     assert f"{prefix.name}.rejected.jsonl" in manifest.files
     assert verify_files(prefix, manifest) == []
 

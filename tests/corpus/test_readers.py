@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_miniplm.corpus import sources, units
-from megatron_miniplm.corpus.readers import Documents, Fields, LineCounter, Rejected, UnitReader, read_texts
+from megatron_miniplm.corpus.fields import Fields
+from megatron_miniplm.corpus.readers import Documents, LineCounter, Rejected, UnitReader, read_texts
 from megatron_miniplm.corpus.sources import expand_inputs, shard_spans, whole_span
 from megatron_miniplm.corpus.units import count_lines, units_of
 from megatron_miniplm.errors import InputError
@@ -36,7 +37,7 @@ def compress(path: Path, suffix: str) -> Path:
 def read_units(path: Path, fields: Fields, num_shards: int = 1) -> list[Documents]:
     reader = UnitReader(fields)
     spans = [span for shard in range(num_shards) for span in shard_spans(expand_inputs([path]), shard, num_shards)]
-    return [reader.read(unit) for span in spans for unit in units_of(span, reader.columns)]
+    return [reader.read(unit) for span in spans for unit in units_of(span, fields)]
 
 
 def read(path: Path, fields: Fields = Fields(text_keys=("text",))) -> list[str]:  # noqa: B008
@@ -139,7 +140,7 @@ BAD_LINES = [
     (b"null", "expected a JSON object, found null"),
     (b'{"body": "a", "id": 1}', "expected the key 'text', found 'body', 'id': name the key"),
     (b"{}", "expected the key 'text', found none"),
-    (b'{"text": 3}', "expected a string under 'text', found a number: mend or drop the line"),
+    (b'{"text": 3}', "expected a string under 'text', found a number: fix or remove the line"),
     (b'{"text": null}', "expected a string under 'text', found null"),
     (b'{"text": ["a"]}', "expected a string under 'text', found a list"),
     (b'{"text": "\xff"}', "expected UTF-8, found byte 0xff at byte 10 of the line: convert the file to UTF-8"),
@@ -154,7 +155,7 @@ BAD_LINES = [
 def test_a_bad_line_is_refused_with_its_place(tmp_path: Path, line: bytes, reason: str) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "fine"}', line)
     with pytest.raises(InputError) as caught:
-        list(read_texts([path], ["text"]))
+        list(read_texts(expand_inputs([path]), ["text"]))
     assert str(caught.value).startswith(f"{path}, line 2: ")
     assert reason in str(caught.value)
 
@@ -184,12 +185,13 @@ def test_lines_before_a_byte_are_those_that_start_before_it(
 def test_the_line_number_inside_a_shard_is_that_of_the_file(tmp_path: Path, unit_bytes: Callable[[int], None]) -> None:
     unit_bytes(64)
     path = write(tmp_path / "a.jsonl", *[b'{"text": "0123456789"}'] * 20, b"bad", *[b'{"text": "0123456789"}'] * 3)
-    reader = UnitReader(Fields(text_keys=("text",)))
+    fields = Fields(text_keys=("text",))
+    reader = UnitReader(fields)
     found = []
     for shard in range(3):
         for span in shard_spans(expand_inputs([path]), shard, 3):
             counter = LineCounter(span)
-            for unit in units_of(span, reader.columns):
+            for unit in units_of(span, fields):
                 documents = reader.read(unit)
                 found += [counter.describe(line) for line in documents.rejected]
                 counter.advance(documents.num_lines)
@@ -246,13 +248,13 @@ def test_parquet_rows_come_back_once(
 def test_a_bad_row_and_a_missing_column_are_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"text": ["a", None], "meta": [{"set": "b"}] * 2}, 100)
     with pytest.raises(InputError, match=r"a\.parquet, row 1: expected a string under 'text', found null"):
-        list(read_texts([path], ["text"]))
-    with pytest.raises(InputError, match=r"a\.parquet: expected the column 'body', found 'text', 'meta': name the"):
-        list(read_texts([path], ["body"]))
+        list(read_texts(expand_inputs([path]), ["text"]))
+    with pytest.raises(InputError, match=r"a\.parquet: expected the column 'body', found 'meta', 'text': name the"):
+        list(read_texts(expand_inputs([path]), ["body"]))
     (documents,) = read_units(path, Fields(text_keys=("text",), domain_key="meta.set"))
     assert (documents.domains, documents.rejected) == (
         ["b"],
-        [Rejected(index=1, position=1, reason="expected a string under 'text', found null: mend or drop the line")],
+        [Rejected(index=1, position=1, reason="expected a string under 'text', found null: fix or remove the line")],
     )
 
 

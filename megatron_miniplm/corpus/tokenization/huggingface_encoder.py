@@ -42,13 +42,19 @@ _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class HuggingFaceEncoder:
-    """A fast tokenizer, encoded by gigatoken where that is exact and by `tokenizers` elsewhere."""
+    """A fast tokenizer, encoded by gigatoken where that is exact and by `tokenizers` elsewhere.
+
+    Attributes:
+        changed_by: see `LoadedTokenizer`.
+    """
 
     def __init__(self, settings: TokenizerSettings, num_threads: int) -> None:
         load = load_gpt2 if settings.tokenizer_type == "GPT2BPETokenizer" else load_directory
         self._settings = settings
         self._num_threads = num_threads
-        self._reference, eos_token, self.versions = load(settings)
+        loaded = load(settings)
+        self._reference, eos_token, self.versions = loaded.tokenizer, loaded.eos_token, loaded.versions
+        self.changed_by = loaded.changed_by
         # tokenizer.json may ask for both; Megatron calls transformers without arguments, which switches them off.
         self._reference.no_truncation()
         self._reference.no_padding()
