@@ -71,12 +71,13 @@ def train_tokenizer(inputs: Sequence[Path], output_dir: Path, settings: Training
     values = {**asdict(settings), "json_keys": list(settings.json_keys)}
     if settings.max_line_bytes == MAX_LINE_BYTES:
         del values["max_line_bytes"]
+    if manifest_path(output_dir).exists() and not (output_dir / DIRECTORY_LOCK).exists():
+        return _finished(output_dir, values, parents)
     with directory_lock(output_dir) as was_killed:
         if was_killed and not manifest_path(output_dir).exists():
             _remove_files(output_dir)
-        if (existing := _existing(output_dir, values, parents)) is not None:
-            logger.info("%s is complete already, from the same inputs and settings: nothing to do", output_dir)
-            return existing
+        if any(path.name != DIRECTORY_LOCK for path in output_dir.iterdir()):
+            return _finished(output_dir, values, parents)
         train = _train_byte_level_bpe if settings.algorithm == "bpe" else _train_sentencepiece
         files = train(_texts(sources, settings), settings.vocab_size)
         try:
@@ -119,14 +120,17 @@ def _remove_files(output_dir: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _existing(output_dir: Path, values: dict[str, object], parents: Sequence[ArtifactInput]) -> Manifest | None:
-    """The manifest of a finished tokenizer of the same text and settings; None where there is nothing."""
-    if not any(path.name != DIRECTORY_LOCK for path in output_dir.iterdir()):
-        return None
+def _finished(output_dir: Path, values: dict[str, object], parents: Sequence[ArtifactInput]) -> Manifest:
+    """The manifest of a directory that holds a finished tokenizer of the same text and settings.
+
+    Raises:
+        InputError: it holds something else.
+    """
     if manifest_path(output_dir).exists():
         manifest = load_manifest(output_dir)
         wanted = [parent.fingerprint for parent in parents]
         if manifest.settings == values and [parent.fingerprint for parent in manifest.inputs] == wanted:
+            logger.info("%s is complete already, from the same inputs and settings: nothing to do", output_dir)
             return manifest
     raise InputError(f"{output_dir} holds something else already: choose another --output, or delete it")
 

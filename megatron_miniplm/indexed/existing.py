@@ -45,6 +45,7 @@ def existing_corpus(
         raise InputError(f"{prefix} was made from other inputs or settings than those given now: {remedy}")
     if IndexedCorpus.open(prefix).fingerprint() != manifest.fingerprint:
         raise InputError(f"{prefix} has changed since it was made: {remedy}")
+    IndexedWriter.remove_leftovers(prefix)
     for cache in stale_caches(prefix):
         logger.warning("%s is older than %s, and may be of another corpus: delete it before training", cache, prefix)
     logger.info("%s is complete already, from the same inputs and settings: nothing to do", prefix)

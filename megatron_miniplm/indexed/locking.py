@@ -23,8 +23,13 @@ def prefix_lock(prefix: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    with _locked(prefix.with_name(f".{prefix.name}.lock"), prefix):
+    with _locked(_prefix_lock_path(prefix), prefix):
         yield
+
+
+def is_locked_or_left(prefix: Path) -> bool:
+    """Whether somebody writes a prefix, or was killed while writing it."""
+    return _prefix_lock_path(prefix).exists()
 
 
 @contextmanager
@@ -46,6 +51,10 @@ def directory_lock(directory: Path) -> Iterator[bool]:
         if is_new:
             with suppress(OSError):  # not empty
                 directory.rmdir()
+
+
+def _prefix_lock_path(prefix: Path) -> Path:
+    return prefix.with_name(f".{prefix.name}.lock")
 
 
 @contextmanager

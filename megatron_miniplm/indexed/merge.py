@@ -56,14 +56,18 @@ def merge_prefixes(prefixes: Sequence[Path], output_prefix: Path) -> Manifest:
     settings, versions = _agreed(part.settings for part in parts), _agreed(part.versions for part in parts)
     directory = output_prefix.parent
     inputs = (*(part.input("corpus", directory) for part in parts), *inputs_behind(parts, directory))
-    num_bytes = sum(part.num_bytes for part in parts)
-    with prefix_lock(output_prefix):
-        existing = existing_corpus(
+
+    def existing() -> Manifest | None:
+        return existing_corpus(
             output_prefix, settings=settings, versions=versions, inputs=inputs, output_flag="--output-prefix"
         )
-        if existing is not None:
-            return existing
-        with Progress(num_bytes, "B") as progress:
+
+    if (found := existing()) is not None:
+        return found
+    with prefix_lock(output_prefix):
+        if (found := existing()) is not None:  # another process was first
+            return found
+        with Progress(sum(part.num_bytes for part in parts), "B") as progress:
             return copy_parts(
                 parts, output_prefix, settings=settings, versions=versions, inputs=inputs, advance=progress.advance
             )

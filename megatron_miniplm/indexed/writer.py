@@ -19,8 +19,9 @@ from megatron_miniplm.artifacts.manifest import PREFIX_MANIFEST_SUFFIX, prefix_m
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.caches import remove_caches
 from megatron_miniplm.indexed.layout import LENGTH_DTYPE, POINTER_DTYPE, IndexHeader, bin_path, idx_path
-from megatron_miniplm.indexed.locking import prefix_lock
+from megatron_miniplm.indexed.locking import is_locked_or_left, prefix_lock
 
+_PARTS = ("bin", "lengths", "boundaries")
 _INDEX_CHUNK = 1 << 20  # sequences whose pointers are computed together
 _THREAD_BYTES = 1 << 20  # of so much the digest takes long enough to be worth a thread
 
@@ -67,6 +68,15 @@ class IndexedWriter:
         """Whether a process that wrote this prefix ended before the block did, or is still writing."""
         return _temporary(prefix, "lengths").exists()
 
+    @staticmethod
+    def remove_leftovers(prefix: Path) -> None:
+        """Remove what a process left that was killed after the manifest, unless one still writes."""
+        leftovers = [path for part in _PARTS if (path := _temporary(prefix, part)).exists()]
+        if leftovers or is_locked_or_left(prefix):
+            with suppress(InputError, OSError), prefix_lock(prefix):
+                for path in leftovers:
+                    path.unlink(missing_ok=True)
+
     def append(
         self, tokens_T: np.ndarray, lengths_N: np.ndarray, sequences_per_document_D: np.ndarray | None = None
     ) -> None:
@@ -110,7 +120,8 @@ class IndexedWriter:
         for stale in (prefix_manifest_path(self.prefix), idx_path(self.prefix)):
             stale.unlink(missing_ok=True)
         self._bin_is_published = True
-        publish(Path(self._bin.name), bin_path(self.prefix))
+        with named_in_errors(bin_path(self.prefix)):
+            publish(Path(self._bin.name), bin_path(self.prefix))
         index = write_index_chunks(
             self.prefix,
             IndexHeader(
