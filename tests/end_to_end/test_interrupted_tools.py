@@ -70,14 +70,17 @@ def tool(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+_undisturbed: dict[str, tuple[dict[str, bytes], int]] = {}
+
+
 @pytest.fixture
 def undisturbed(context: ForkServerContext, work_dir: Path, tool: str) -> tuple[dict[str, bytes], int]:
-    """What the tool writes, and in how many steps; once a tool."""
-    directory = work_dir / f"{tool}-undisturbed"
-    if not directory.exists():
-        directory.mkdir()
-        assert finish(start(context, command(tool), directory)) == 0, (directory / "log").read_text()
-    return directory_bytes(directory / "out"), int((directory / "steps").read_text())
+    """What the tool writes, and in how many steps; made once a tool."""
+    if tool not in _undisturbed:
+        directory = new_directory(work_dir)
+        assert finish(start(context, command(tool), directory)) == 0, log_of(directory)
+        _undisturbed[tool] = directory_bytes(directory / "out"), int(log_of(directory, "steps"))
+    return _undisturbed[tool]
 
 
 def command(tool: str, *, other: bool = False) -> list[str]:
@@ -86,7 +89,8 @@ def command(tool: str, *, other: bool = False) -> list[str]:
 
 
 def new_directory(work_dir: Path) -> Path:
-    directory = work_dir / "disturbed"
+    """Always of one name: blends hold absolute paths."""
+    directory = work_dir / "run"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     return directory
@@ -149,8 +153,11 @@ def test_who_comes_while_another_writes_is_refused(
         late = finish(start(context, command(tool, other=other), directory, log="late"))
         pause.resume.set()
         assert finish(first) == 0, log_of(directory)
-        assert late == 2, (step, log_of(directory, "late"))
-        assert "is being written by another process: wait for it, or stop it" in log_of(directory, "late")
+        is_refused = "is being written by another process: wait for it, or stop it" in log_of(directory, "late")
+        is_finished = "is complete already" in log_of(directory, "late") or "other inputs" in log_of(directory, "late")
+        assert is_refused or is_finished, (step, log_of(directory, "late"))
+        assert late == (0 if is_finished and not other else 2)
+        assert is_refused or step > num_steps // 2
         assert directory_bytes(directory / "out") == expected
         assert list((directory / "out").rglob(".*")) == []
 

@@ -7,6 +7,7 @@ that one costs milliseconds.
 
 import contextlib
 import errno
+import io
 import multiprocessing
 import os
 import resource
@@ -84,7 +85,8 @@ def finish(process: ForkServerProcess, seconds: float = 120) -> int:
 
 def _run(argv: list[str], directory: Path, fault: Fault | None, pause: Pause | None, log: str) -> None:
     os.chdir(directory)
-    with open(log, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+    stream = io.StringIO()  # a file would be limited, too
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         if fault is not None and fault.max_file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault.max_file_bytes, resource.RLIM_INFINITY))
         steps = _Steps(fault, pause)
@@ -95,6 +97,7 @@ def _run(argv: list[str], directory: Path, fault: Fault | None, pause: Pause | N
         code = main(argv)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     Path("steps").write_text(str(steps.num_done))
+    Path(log).write_text(stream.getvalue())
     os._exit(code)
 
 
