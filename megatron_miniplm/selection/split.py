@@ -37,6 +37,8 @@ def split_reference(
     refuse_blanks([output_dir])
     if is_prefix(output_dir):
         raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
+    if not prefixes:
+        raise InputError("there is no prefix to split: give prefixes, or a directory that holds some, to --input")
     corpora = [IndexedCorpus.open(prefix) for prefix in prefixes]
     num_sequences = sum(len(corpus) for corpus in corpora)
     num_reference = round(reference_fraction * num_sequences)
