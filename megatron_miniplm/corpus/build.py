@@ -15,19 +15,17 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
-from megatron_miniplm.artifacts import Fingerprint, Manifest, atomic_output, digest_values
+from megatron_miniplm.artifacts import Fingerprint, Manifest, digest_values
 from megatron_miniplm.artifacts.fingerprint import digest_file_samples
-from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of
+from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of
 from megatron_miniplm.corpus.encoding import (
     ChunkSettings,
-    EncodedTexts,
     EncodedUnit,
     EncodingSettings,
     UnitEncoder,
 )
 from megatron_miniplm.corpus.fields import Fields
+from megatron_miniplm.corpus.output import KeyOutput
 from megatron_miniplm.corpus.readers import LineCounter, Rejected, UnitReader
 from megatron_miniplm.corpus.sentences import SentenceModel
 from megatron_miniplm.corpus.sources import UNIT_BYTES, Source, expand_inputs, shard_spans, whole_span
@@ -35,7 +33,6 @@ from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, Tokeniz
 from megatron_miniplm.corpus.units import MAX_LINE_BYTES, Unit, units_of
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import optimal_dtype
 from megatron_miniplm.indexed.locking import prefix_lock
@@ -45,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 DOCUMENT, CHUNK = "document", "chunk"
 _WORTH_WORKERS_BYTES = 4 << 20  # on disk: for less, starting workers takes longer than the work
-REJECTED_SUFFIX = ".rejected.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +272,8 @@ class _ShardBuild:
             if (existing := self.existing()) is not None:  # another process was first
                 return existing
             outputs = [
-                _Output(stack, prefix, token_dtype, self._settings.skip_bad_lines) for prefix in self._prefixes.values()
+                KeyOutput(stack, prefix, token_dtype, self._settings.skip_bad_lines)
+                for prefix in self._prefixes.values()
             ]
             progress = stack.enter_context(Progress(self.size_bytes, "B"))
             with ExitStack() as lists:
@@ -290,7 +287,7 @@ class _ShardBuild:
     def _encode(
         self,
         pool: WorkerPool[Unit, EncodedUnit],
-        outputs: "list[_Output]",
+        outputs: list[KeyOutput],
         rejected: list[IO[bytes] | None],
         progress: Progress,
     ) -> None:
@@ -320,56 +317,3 @@ class _ShardBuild:
         for stream in streams:
             if stream is not None:
                 stream.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-
-
-class _Output:
-    """The files of one key while they are written."""
-
-    def __init__(self, stack: ExitStack, prefix: Path, token_dtype: np.dtype, lists_rejected: bool) -> None:
-        from megatron_miniplm.indexed.sidecar import SidecarWriter, as_table  # pyarrow starts threads: see `workers`
-
-        self._as_table = as_table
-        self.writer = stack.enter_context(IndexedWriter(prefix, token_dtype, companions=(REJECTED_SUFFIX,)))
-        self.sidecar = stack.enter_context(SidecarWriter(prefix))
-        self.num_rejected = 0
-        self._rejected_path = prefix.with_name(prefix.name + REJECTED_SUFFIX) if lists_rejected else None
-        self.num_documents = self._text_bytes = self._num_empty = 0
-
-    def open_rejected(self, stack: ExitStack) -> IO[bytes] | None:
-        return stack.enter_context(atomic_output(self._rejected_path)) if self._rejected_path else None
-
-    def append(self, texts: EncodedTexts, source: str) -> None:
-        self.sidecar.append(self._as_table(texts.pieces, source, self.writer.num_sequences))
-        self.writer.append(texts.tokens_T, texts.lengths_N, texts.sequences_per_document_D)
-        self._text_bytes += int(texts.pieces.text_bytes_P.sum())
-        self.num_documents += texts.num_documents
-        self._num_empty += texts.num_empty_documents
-
-    def publish(
-        self, settings: dict[str, object], versions: dict[str, str], inputs: tuple[ArtifactInput, ...]
-    ) -> Manifest:
-        """Make the files visible, the manifest last."""
-        prefix = self.writer.prefix
-        counts = {
-            "num_sequences": self.writer.num_sequences,
-            "num_documents": self.num_documents,
-            "num_empty_documents": self._num_empty,
-            "num_tokens": self.writer.num_tokens,
-            "text_bytes": self._text_bytes,
-        }
-        files = self.sidecar.close()
-        if self._rejected_path is not None:
-            counts["num_rejected_lines"] = self.num_rejected
-            files[self._rejected_path.name] = checksum_of(self._rejected_path)
-        files = {**self.writer.close(), **files}
-        manifest = Manifest(
-            kind="corpus",
-            fingerprint=IndexedCorpus.open(prefix).fingerprint(),
-            counts=counts,
-            settings=settings,
-            versions=versions,
-            inputs=inputs,
-            files=files,
-        )
-        manifest.write(prefix)
-        return manifest

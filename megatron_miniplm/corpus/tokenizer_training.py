@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_miniplm.artifacts import ArtifactInput, Manifest, atomic_output, load_manifest, manifest_path
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors
+from megatron_miniplm.artifacts.atomic import named_in_errors
 from megatron_miniplm.artifacts.fingerprint import digest_file_samples
 from megatron_miniplm.artifacts.manifest import DIRECTORY_MANIFEST, checksum_of, input_of, is_prefix
 from megatron_miniplm.corpus.readers import read_texts
@@ -20,7 +20,7 @@ from megatron_miniplm.corpus.sources import Source, expand_inputs
 from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
 from megatron_miniplm.corpus.units import MAX_LINE_BYTES
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.indexed.locking import DIRECTORY_LOCK, directory_lock
+from megatron_miniplm.indexed.locking import DIRECTORY_LOCK, directory_lock, remove_temporaries
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +116,7 @@ def _remove_files(output_dir: Path) -> None:
     """What an unfinished run has left."""
     for name in (*_FILES, DIRECTORY_MANIFEST):
         (output_dir / name).unlink(missing_ok=True)
-        for temporary in output_dir.glob(f".{name}.*{TEMPORARY_SUFFIX}"):
-            temporary.unlink(missing_ok=True)
+        remove_temporaries(output_dir, name)
 
 
 def _finished(output_dir: Path, values: dict[str, object], parents: Sequence[ArtifactInput]) -> Manifest:

@@ -5,11 +5,15 @@ lock file that nobody holds says that what lies there may be half of something.
 """
 
 import fcntl
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX
+from megatron_miniplm.artifacts.data_args import DATA_ARGS
+from megatron_miniplm.artifacts.manifest import DIRECTORY_MANIFEST
 from megatron_miniplm.errors import InputError
 
 DIRECTORY_LOCK = ".miniplm.lock"
@@ -46,11 +50,21 @@ def directory_lock(directory: Path) -> Iterator[bool]:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(directory / DIRECTORY_LOCK, directory) as was_killed:
+            if was_killed:
+                for name in (DATA_ARGS, DIRECTORY_MANIFEST):
+                    remove_temporaries(directory, name)
             yield was_killed
     finally:
         if is_new:
             with suppress(OSError):  # not empty
                 directory.rmdir()
+
+
+def remove_temporaries(directory: Path, name: str = "*") -> None:
+    """Remove what killed writers of a file left beside it; of all files of a directory by default."""
+    pattern = name if name == "*" else glob.escape(name)
+    for stale in directory.glob(f".{pattern}.*{TEMPORARY_SUFFIX}"):
+        stale.unlink(missing_ok=True)
 
 
 def _prefix_lock_path(prefix: Path) -> Path:

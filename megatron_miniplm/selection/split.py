@@ -10,7 +10,7 @@ from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, is_prefix, refuse_another
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
-from megatron_miniplm.indexed.locking import directory_lock
+from megatron_miniplm.indexed.locking import directory_lock, remove_temporaries
 
 REFERENCE, POOL = "reference", "pool"
 
@@ -57,8 +57,10 @@ def split_reference(
         for corpus, found in zip(corpora, fingerprints, strict=True)
     )
     counts = {"num_reference_sequences": num_reference, "num_pool_sequences": num_sequences - num_reference}
-    with directory_lock(output_dir):
+    with directory_lock(output_dir) as was_killed:
         refuse_another(output_dir, "split", fingerprint)
+        for part in (REFERENCE, POOL) if was_killed else ():
+            remove_temporaries(output_dir / part)
         for part, is_part_N in ((REFERENCE, is_reference_N), (POOL, ~is_reference_N)):
             _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)
         Manifest(kind="split", fingerprint=fingerprint, counts=counts, settings=settings, inputs=inputs).write(

@@ -21,7 +21,7 @@ from megatron_miniplm.corpus.retokenization.excerpts import Excerpts
 from megatron_miniplm.corpus.retokenization.from_text import ExcerptEncoder, convert_text
 from megatron_miniplm.corpus.retokenization.from_tokens import Run, RunRecoder, convert_tokens
 from megatron_miniplm.corpus.retokenization.origin import Origin
-from megatron_miniplm.corpus.retokenization.output import ConvertedOutput
+from megatron_miniplm.corpus.retokenization.output import ROUND_TRIP_SUFFIX, ConvertedOutput
 from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, make_encoder
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError
@@ -32,7 +32,6 @@ from megatron_miniplm.indexed.locking import directory_lock, prefix_lock
 from megatron_miniplm.progress import Progress
 
 TEXT, TOKENS = "text", "tokens"
-ROUND_TRIP_SUFFIX = ".round_trip.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)

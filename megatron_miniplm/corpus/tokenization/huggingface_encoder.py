@@ -7,8 +7,7 @@ tokenizer is loaded.
 
 import json
 import logging
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     texts_of_vocabulary,
 )
 from megatron_miniplm.corpus.tokenization.huggingface_files import load_directory, load_gpt2
+from megatron_miniplm.corpus.tokenization.piece_bytes import bytes_of_piece, is_byte_level, keeps_text
 from megatron_miniplm.corpus.tokenization.rust_errors import is_rust_error
 from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids, split_ids, wrap_ids
 from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MODEL_OPTIONS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
-_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class HuggingFaceEncoder:
@@ -81,7 +80,7 @@ class HuggingFaceEncoder:
 
     @cached_property
     def token_bytes(self) -> list[bytes] | None:
-        return self._decoded_bytes if _keeps_text(self._steps) else None
+        return self._decoded_bytes if keeps_text(self._steps) else None
 
     @cached_property
     def text_prefix(self) -> bytes:
@@ -107,7 +106,7 @@ class HuggingFaceEncoder:
         return self._reference.decode([int(token) for token in ids], skip_special_tokens=False)
 
     def decode_batch(self, tokens_T: np.ndarray, lengths_N: np.ndarray) -> list[bytes]:
-        if self._byte_table is not None and _is_byte_level(self._steps):
+        if self._byte_table is not None and is_byte_level(self._steps):
             return self._byte_table.join(tokens_T, lengths_N)
         if self._byte_table is not None and self.text_prefix in (b"", b" "):
             texts = self._byte_table.join(tokens_T, lengths_N)
@@ -130,7 +129,7 @@ class HuggingFaceEncoder:
     @cached_property
     def _decoded_bytes(self) -> list[bytes] | None:
         """What each id decodes to; None if that depends on its neighbours, as it does not in BPE over bytes."""
-        if (bytes_of := _bytes_of_piece(self._steps["decoder"] or {})) is None:
+        if (bytes_of := bytes_of_piece(self._steps["decoder"] or {})) is None:
             return None
         vocabulary = self._reference.get_vocab(with_added_tokens=False)
         table = [b""] * (1 + max([*vocabulary.values(), *self._reference.get_added_tokens_decoder()], default=0))
@@ -216,48 +215,6 @@ def _unsupported_by_gigatoken(steps: dict[str, Any], model_options: dict[str, An
     return None
 
 
-def _bytes_of_piece(decoder: dict[str, Any]) -> Callable[[str], bytes] | None:
-    """What a piece of the vocabulary decodes to, for byte-level BPE and for SentencePiece's BPE with byte fallback."""
-    if decoder.get("type") == "ByteLevel":
-        byte_of = _byte_of_character()
-        return lambda piece: bytes(map(byte_of.__getitem__, piece)) if byte_of.keys() >= set(piece) else piece.encode()
-    kinds = {step.get("type"): step for step in decoder.get("decoders", ())}
-    if not {"Replace", "ByteFallback"} <= kinds.keys() <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
-        return None
-    if (kinds["Replace"]["pattern"], kinds["Replace"]["content"]) != ({"String": "▁"}, " "):
-        return None
-    return lambda piece: (
-        bytes([int(piece[3:5], 16)]) if _BYTE_PIECE.fullmatch(piece) else piece.replace("▁", " ").encode()
-    )
-
-
-def _is_byte_level(steps: dict[str, Any]) -> bool:
-    return (steps["decoder"] or {}).get("type") == "ByteLevel"
-
-
-def _keeps_text(steps: dict[str, Any]) -> bool:
-    """Whether ids stand for the text as it is, but for its first bytes.
-
-    What NFC changes (little text is not in NFC) changes the number of bytes too, with few exceptions.
-    """
-    normalizer = steps["normalizer"] or {}
-    normalizers = {step.get("type") for step in normalizer.get("normalizers", [normalizer])} - {None}
-    if _is_byte_level(steps):
-        return normalizers <= {"NFC"} and _splits_only(steps)
-    return normalizers <= {"Prepend", "Replace"} and (steps["pre_tokenizer"] or {}).get("type") in (None, "Metaspace")
-
-
-def _splits_only(steps: dict[str, Any]) -> bool:
-    """Whether what stands before a byte-level model cuts the text into pieces, and neither adds nor drops any."""
-    pre_tokenizer = steps["pre_tokenizer"] or {}
-    return all(
-        (step.get("type") == "ByteLevel" and not step["add_prefix_space"])
-        or (step.get("type") in {"Split", "Punctuation"} and step["behavior"] != "Removed")
-        or step.get("type") == "Digits"
-        for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    )
-
-
 def _content(tokenizer: Any) -> str:
     """The serialised tokenizer, without a template that adds nothing: transformers puts one in beside some models."""
     text = tokenizer.to_str()
@@ -279,10 +236,3 @@ def _without_trimming(post_processor: Any) -> Any:
             key: False if key == "trim_offsets" else _without_trimming(part) for key, part in post_processor.items()
         }
     return post_processor
-
-
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, and characters from U+0100 on for the other bytes."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + rank): byte for rank, byte in enumerate(others)}
