@@ -45,10 +45,10 @@ def remove_caches(prefix: Path) -> None:
 def how_to_replace(prefix: Path, output_flag: str) -> str:
     """What to do where something else lies under a prefix, for an error."""
     caches = index_caches(prefix)
-    beside = f"{caches[0].parent}, and what" if caches else "what"
+    beside = f"{caches[0].parent} and with " if caches else ""
     return (
-        f"choose another {output_flag}, or delete it and Megatron's index cache of it ({beside} --data-cache-path "
-        "holds of it), or training reads the old documents"
+        f"choose another {output_flag}, or delete it together with {beside}its index caches in any --data-cache-path, "
+        "which Megatron would go on using"
     )
 
 

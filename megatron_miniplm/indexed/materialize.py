@@ -36,7 +36,7 @@ from megatron_miniplm.indexed.view import view_name, write_view
 from megatron_miniplm.progress import Progress
 
 _LABEL = "refined"
-_REMEDY = "give another --output, or delete it"
+_REMEDY = "give another --output, or delete it together with its index caches in any --data-cache-path"
 
 
 def materialize(inputs: Sequence[Path], output_dir: Path) -> Manifest:

@@ -187,7 +187,12 @@ def _temporary(prefix: Path, part: str) -> Path:
 
 def _open(path: Path, mode: str) -> IO[bytes]:
     """Open a file that outlives the function that opens it."""
-    return cast(IO[bytes], path.open(mode))
+    return cast(IO[bytes], open(path, mode, opener=_without_links))
+
+
+def _without_links(path: str, flags: int) -> int:
+    """Open a file whose name can be guessed: a link in its place leads to a file that is not ours."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def _open_locked(path: Path, prefix: Path) -> IO[bytes]:

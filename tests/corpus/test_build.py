@@ -146,8 +146,9 @@ def test_a_prefix_made_from_something_else_is_never_overwritten(settings: BuildS
     with pytest.raises(InputError) as caught:
         build_corpus(settings, num_workers=1)
     assert str(caught.value) == (
-        f"{settings.prefix('text')} was made from other inputs or settings than those given now: "
-        "choose another --output-prefix, or delete it"
+        f"{settings.prefix('text')} was made from other inputs or settings than those given now: choose another "
+        "--output-prefix, or delete it together with its index caches in any --data-cache-path, which Megatron would "
+        "go on using"
     )
     assert output_bytes(settings) == before
 

@@ -137,6 +137,17 @@ def test_a_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("part", ["bin", "lengths", "boundaries"])
+def test_a_link_in_place_of_a_temporary_file_is_not_followed(tmp_path, part):
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / f".corpus.{part}.tmp").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        IndexedWriter(tmp_path / "corpus", np.dtype("<u2"))
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    (tmp_path / f".corpus.{part}.tmp").unlink()
+    write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
+
+
 def test_a_directory_that_cannot_be_synced_once_does_not_lock_anyone_out(tmp_path, monkeypatch):
     """The `.bin` is in place by then, and would be taken for another tool's."""
     sync = os.fsync

@@ -98,7 +98,7 @@ def _refuse_other_prefixes(outputs: Sequence[Path], output_dir: Path) -> None:
         if others:
             raise InputError(
                 f"{output_dir / DATA_ARGS} names {min(others)}, which this command does not write: give another "
-                "--output, or delete it"
+                "--output, or delete it together with its index caches in any --data-cache-path"
             )
 
 
