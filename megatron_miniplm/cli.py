@@ -5,7 +5,7 @@ its `--help`. Only the module of the command that runs is imported, so that `--h
 programs have their own parser (Megatron's) and are listed by module only.
 """
 
-import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -13,38 +13,64 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from types import FrameType
+from types import FrameType, ModuleType
+from typing import TextIO, cast
 
+from megatron_miniplm import __version__
+from megatron_miniplm.command_line import HELP_FLAGS, CommandParser, UsageError, did_you_mean, print_help
 from megatron_miniplm.errors import EXIT_RESUMABLE, STOP_SIGNALS, MiniPLMError, unusable_path
-from megatron_miniplm.launchers import adopt_srun, leave_exit_code, leave_exit_code_of_crashes
+from megatron_miniplm.launchers import (
+    adopt_srun,
+    leave_exit_code,
+    leave_exit_code_of_crashes,
+    repeat_after_torchrun,
+)
+from megatron_miniplm.mcore.megatron_output import hide_unless_verbose
+from megatron_miniplm.terminal import PrintableFormatter, PrintableStream, printable
 
+DESCRIPTION = "Pretraining distillation by difference sampling (MiniPLM) for Megatron."
 #: Subcommand -> (module, one line of help), in the order in which data flows.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "plan": ("plan", "what the whole road costs before it is gone: operations, GPU hours, bytes, break-even"),
-    "doctor": ("doctor", "what is installed, what each absence costs, and what mends it"),
-    "convert-checkpoint": ("convert_checkpoint", "a Hugging Face model -> a Megatron checkpoint, or back"),
+    "plan": ("plan", "estimate FLOPs, GPU-hours, disk and break-even before running anything"),
+    "doctor": ("doctor", "check the installation: what is missing, what that costs, how to fix it"),
+    "convert-checkpoint": ("convert_checkpoint", "convert a Hugging Face model to a Megatron checkpoint, or back"),
     "train-tokenizer": ("train_tokenizer", "train a SentencePiece or byte-level BPE tokenizer on JSONL text"),
-    "preprocess-data": ("preprocess_data", "JSONL text -> Megatron .bin/.idx"),
-    "merge-datasets": ("merge_datasets", "shards, corpora or views -> one corpus, or one data_args.txt"),
-    "split-reference": ("split_reference", "split a corpus at random into a reference part and a pool, as views"),
-    "score-corpus": ("score_corpus", "NLL of every sequence under a model (a Megatron program, run it with torchrun)"),
-    "fit-proxy": ("fit_proxy", "a sample of scores -> predicted differences of all sequences (a Megatron program)"),
-    "generate-corpus": ("generate_corpus", "prompts of a corpus -> a corpus by the teacher (a Megatron program)"),
-    "scores": ("scores", "progress and export of a directory of scores"),
-    "difference-sampling": ("difference_sampling", "teacher scores + reference scores -> refined views"),
-    "report": ("report", "a selection -> one HTML page: what was kept, from where, and what it reads like"),
-    "materialize": ("materialize", "refined views or an index-only selection -> copies, without symbolic links"),
-    "explain": ("explain", "why a selection keeps a sequence or not: scores, rank, threshold, weight, text"),
-    "convert-tokenization": ("convert_tokenization", "a corpus or refined view -> a corpus in another tokenizer"),
-    "compare-runs": ("compare_runs", "held-out loss of students by number of tokens, from TensorBoard logs"),
-    "evaluate-lm": ("evaluate_lm", "held-out loss, perplexity, bits a byte of checkpoints (a Megatron program)"),
-    "evaluate-tasks": ("evaluate_tasks", "downstream tasks by lm_eval, without export (a Megatron program)"),
-    "fit-scaling-curve": ("fit_scaling_curve", "losses by compute -> scaling curves: where they lead, compute saved"),
-    "analyze-data": ("analyze_data", "what selection did to the data: diversity, lengths, vocabulary, domains, copies"),
-    "inspect-batch": ("inspect_batch", "which sequences went into a training step (give it the flags of the run)"),
-    "status": ("status", "the stages of a SLURM pipeline: state, jobs, progress, time left, what went wrong"),
-    "inspect": ("inspect", "what any artifact holds, where it comes from, and whether it is intact"),
-    "lineage": ("lineage", "the tree from any artifact down to raw files and checkpoints"),
+    "preprocess-data": ("preprocess_data", "tokenize JSONL or Parquet text into a Megatron .bin/.idx corpus"),
+    "merge-datasets": (
+        "merge_datasets",
+        "merge corpora or views into one corpus, or list them in one data_args.txt",
+    ),
+    "split-reference": (
+        "split_reference",
+        "split a corpus at random into a reference part and a pool, as views",
+    ),
+    "score-corpus": ("score_corpus", "compute the NLL of every sequence under a model (Megatron program)"),
+    "fit-proxy": ("fit_proxy", "predict all differences from a scored sample with a small model (Megatron program)"),
+    "generate-corpus": ("generate_corpus", "let the teacher continue the prompts of a corpus (Megatron program)"),
+    "scores": ("scores", "show the progress of a score directory, or export it"),
+    "difference-sampling": ("difference_sampling", "select sequences by teacher and reference scores"),
+    "report": ("report", "write an HTML page about a selection: what was kept, from where, examples"),
+    "materialize": ("materialize", "copy selected data out of views into a plain corpus"),
+    "explain": ("explain", "explain why a selection keeps or drops a sequence: scores, rank, threshold, weight, text"),
+    "convert-tokenization": ("convert_tokenization", "convert a corpus or view to another tokenizer"),
+    "compare-runs": ("compare_runs", "compare the validation loss of runs by tokens, from TensorBoard logs"),
+    "evaluate-lm": (
+        "evaluate_lm",
+        "compute held-out loss, perplexity and bits per byte (Megatron program)",
+    ),
+    "evaluate-tasks": ("evaluate_tasks", "run lm_eval tasks on a checkpoint without exporting it (Megatron program)"),
+    "fit-scaling-curve": (
+        "fit_scaling_curve",
+        "fit scaling curves to losses by compute, and extrapolate them",
+    ),
+    "analyze-data": (
+        "analyze_data",
+        "measure how selection changed the data: diversity, lengths, domains, duplicates",
+    ),
+    "inspect-batch": ("inspect_batch", "show which sequences went into a training step (give it the flags of the run)"),
+    "status": ("status", "show the stages of a SLURM pipeline: state, jobs, progress, time left, errors"),
+    "inspect": ("inspect", "show what an artifact holds and where it comes from, or check that it is intact"),
+    "lineage": ("lineage", "print the tree from an artifact down to raw files and checkpoints"),
 }
 MEGATRON_PROGRAMS = frozenset(
     {
@@ -66,12 +92,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
         return run_tool(argv[0], argv[1:], program=f"miniplm {argv[0]}")
-    parser = argparse.ArgumentParser(prog="miniplm", description="Difference sampling for Megatron (MiniPLM).")
     width = max(map(len, COMMANDS))
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "commands:\n" + "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
-    parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below; each has its own --help")
-    parser.parse_args(argv)
+    commands = "commands:\n" + "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+    parser = CommandParser("miniplm", DESCRIPTION, epilog=commands, usage="%(prog)s command <flags>")
+    parser.add_argument("command", nargs="?", metavar="command", help="see below; each has its own --help")
+    parser.add_argument("--version", action="version", version=f"megatron-miniplm {__version__}")
+    try:
+        if name := parser.parse_args(argv).command:
+            raise UsageError(f"miniplm has no command {name}{did_you_mean(name, COMMANDS)} (--help lists the commands)")
+    except UsageError as error:
+        return report(error)
+    parser.print_help()
     return 0
 
 
@@ -86,7 +117,15 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[name][0]}")
     argv = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not logging.root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(PrintableFormatter("%(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
+    with contextlib.redirect_stdout(cast(TextIO, PrintableStream(sys.stdout))):
+        return _run(name, module, argv, program)
+
+
+def _run(name: str, module: ModuleType, argv: list[str], program: str | None) -> int:
     told_to_stop: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -97,13 +136,15 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
         for number in STOP_SIGNALS:
             signal.signal(number, interrupt)  # until the tool knows a better place to stop at
         if name in MEGATRON_PROGRAMS:
+            if not set(HELP_FLAGS).isdisjoint(argv):
+                print_help(program, module.__doc__, getattr(module, "FLAGS", [module.add_arguments]))
+                return 0
+            hide_unless_verbose()
             leave_exit_code_of_crashes()
             adopt_srun()
             module.run(argv)
             return 0
-        parser = argparse.ArgumentParser(
-            prog=program, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        parser = CommandParser(program, module.__doc__)
         module.add_arguments(parser)
         arguments = parser.parse_args(argv)
         return int(module.run(arguments) or 0)
@@ -131,6 +172,8 @@ def report(error: MiniPLMError) -> int:
     else:
         rank = os.environ.get("RANK", "0")
         place = "" if rank == "0" else f"[rank {rank}] "
-        print(f"{place}error: {error}", file=sys.stderr, flush=True)
-        leave_exit_code(error.exit_code)
+        line = f"{place}error: {printable(str(error), one_line=True)}"
+        print(line, file=sys.stderr, flush=True)
+        leave_exit_code(error.exit_code, line)
+        repeat_after_torchrun(line)
     return error.exit_code

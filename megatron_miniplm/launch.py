@@ -14,9 +14,11 @@ from types import CodeType
 from typing import Any
 
 from megatron_miniplm.cli import report
+from megatron_miniplm.command_line import print_help
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
 from megatron_miniplm.launchers import adopt_srun, leave_exit_code_of_crashes
 from megatron_miniplm.mcore import program
+from megatron_miniplm.training.flags import DRY_RUN_ELSEWHERE, add_arguments
 from megatron_miniplm.training.plugin import plug_in
 
 USAGE = "torchrun ... -m megatron_miniplm.launch path/to/pretrain_gpt.py <its flags>"
@@ -53,11 +55,13 @@ def run(namespace: dict[str, Any]) -> None:
 
 def _command_line(arguments: list[str]) -> tuple[str, list[str]]:
     if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: {USAGE}\n\n{__doc__}")
+        print_help(None, __doc__, [add_arguments], USAGE)
         sys.exit(0)
     if not arguments or arguments[0].startswith("-"):
         found = f"found {arguments[0]} in its place" if arguments else "found nothing"
         raise InputError(f"expected the training script as the first argument, {found}: {USAGE}")
+    if "--miniplm-dry-run" in arguments:
+        raise InputError(DRY_RUN_ELSEWHERE)
     return arguments[0], arguments[1:]
 
 

@@ -9,7 +9,14 @@ distillation come from `training.plugin`, as they would to a script of yours.
 import sys
 
 from megatron_miniplm.cli import report
+from megatron_miniplm.command_line import HELP_FLAGS, print_help
 from megatron_miniplm.errors import MiniPLMError
+from megatron_miniplm.training.flags import add_arguments
+
+if __name__ == "__main__" and not set(HELP_FLAGS).isdisjoint(sys.argv[1:]):
+    print_help(None, __doc__, [add_arguments], "torchrun ... -m megatron_miniplm.pretrain_gpt <flags>")
+    sys.exit(0)
+
 from megatron_miniplm.mcore import program
 
 try:

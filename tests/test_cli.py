@@ -1,7 +1,8 @@
-"""What `run_tool` makes of signals that a command could not foresee."""
+"""The `miniplm` command: its own help and errors, and what `run_tool` makes of what a command prints and raises."""
 
 import argparse
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -9,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from megatron_miniplm import cli
-from megatron_miniplm.errors import STOP_SIGNALS
+from megatron_miniplm import __version__, cli
+from megatron_miniplm.errors import STOP_SIGNALS, InputError
 
 NAME = "command-of-this-test"
 
@@ -69,3 +70,56 @@ def test_usage_errors_end_as_argparse_ends_them(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SystemExit) as found:
         run(monkeypatch, body)
     assert found.value.code == 2
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_without_a_command_all_commands_are_listed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = cli.main(arguments)
+    except SystemExit as left:
+        code = left.code
+    assert code == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in cli.COMMANDS)
+
+
+def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["miniplm", "--version"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("megatron_miniplm", run_name="__main__")
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"megatron-miniplm {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["score-corpsu"], "did you mean score-corpus?"),
+        (["frobnicate"], "miniplm has no command frobnicate (--help"),
+        (["--versoin"], "did you mean --version?"),
+        (["status", "run", "--jsno"], "--jsno is unknown: did you mean --json?"),
+        (["generate-corpus", "--promt-tokens", "3"], "required"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_with_what_was_meant(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert meant in line
+
+
+def test_what_a_command_prints_and_raises_cannot_act_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body() -> None:
+        print("a text \x1b]0;title\x07")
+        raise InputError("a\x1b[2J.jsonl\nerror: forged")
+
+    assert run(monkeypatch, body) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "a text \\x1b]0;title\\x07\n"
+    assert shown.err == "error: a\\x1b[2J.jsonl\\nerror: forged\n"
+    print("\x1b", end="")
+    assert capsys.readouterr().out == "\x1b", "only while a command runs"

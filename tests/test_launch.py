@@ -196,3 +196,16 @@ def test_spawned_processes_are_patched_and_find_functions_of_the_script(
     place = f"{script} {[str(script), '--lr', '1']} {tmp_path / 'megatron'}"
     assert here == f"True True cpu __main__ {place}"
     assert there == f"True True cpu __mp_main__ {place}"
+
+
+@pytest.mark.usefixtures("unpatched")
+def test_a_dry_run_is_refused_before_the_script_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = write_script(tmp_path, "print('trains')\n")
+    with pytest.raises(SystemExit) as ended:
+        run_here(monkeypatch, script, "--lr", "1", "--miniplm-dry-run")
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert "trains" not in captured.out
+    assert "python -m megatron_miniplm.pretrain_gpt" in captured.err

@@ -1,5 +1,6 @@
 """What ranks learn from srun, and what a job script learns from ranks."""
 
+import json
 import os
 import stat
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from megatron_miniplm.cli import report, run_tool
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.launchers import EXIT_CODES_VARIABLE, adopt_srun
+from megatron_miniplm.launchers import ERROR_FILE_VARIABLE, EXIT_CODES_VARIABLE, adopt_srun
 
 
 @pytest.fixture
@@ -98,3 +99,32 @@ def test_a_crash_leaves_exit_code_1(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "SystemError: a bug" in process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["job.1"]
+
+
+def test_below_the_report_of_torchrun_the_last_line_is_our_error(tmp_path: Path) -> None:
+    """And the report, which shows the root cause, quotes it; torchrun's exit code stays 1."""
+    environment = {name: value for name, value in os.environ.items() if name != EXIT_CODES_VARIABLE}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "megatron_miniplm"]
+    missing = tmp_path / "nothing"
+    command = [*launch, *["score-corpus", "--load", "x", "--miniplm-scores", "y", "--miniplm-corpus"], str(missing)]
+    process = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+    assert process.returncode == 1
+    lines = process.stderr.splitlines()
+    assert lines[-1].startswith(f"error: {missing}.idx does not exist")
+    assert f"  traceback : {lines[-1]}" in lines
+    assert lines.count(lines[-1]) == 2, "when it happens, and at the end"
+
+
+def test_a_rank_leaves_its_error_with_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(EXIT_CODES_VARIABLE, str(tmp_path / "job"))
+    report(InputError("no such\ncorpus"))
+    assert (tmp_path / "job.2").read_text() == "error: no such\\ncorpus\n"
+
+
+def test_torchrun_is_told_of_a_crash(tmp_path: Path) -> None:
+    body = "from megatron_miniplm.launchers import leave_exit_code_of_crashes as l; l(); raise SystemError('a bug')"
+    environment = {**os.environ, ERROR_FILE_VARIABLE: str(tmp_path / "error.json")}
+    subprocess.run([sys.executable, "-c", body], env=environment, capture_output=True)
+    message = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert message["extraInfo"]["py_callstack"].endswith("SystemError: a bug")
+    assert int(message["extraInfo"]["timestamp"]) > 0

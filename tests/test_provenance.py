@@ -1,6 +1,7 @@
 """From a sequence back to its text, through views, compression and chunks."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from megatron_miniplm.cli import main
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
 from megatron_miniplm.provenance import passages_of
 
@@ -92,3 +93,23 @@ def test_what_cannot_be_found_is_said(capsys: pytest.CaptureFixture[str]) -> Non
         InputError, match="has no sidecar that says where its sequences come from: make it with preproc"
     ):
         passages_of(corpus, 0)
+
+
+def test_a_sidecar_that_names_another_file_than_the_manifest() -> None:
+    corpus = preprocess(write_text(Path("text.jsonl")))
+    path = Path("data/pile_text_document.documents.parquet")
+    table = pyarrow.parquet.read_table(path)
+    index = table.schema.get_field_index("source")
+    column = pyarrow.array(["/dev/zero"] * len(table)).dictionary_encode().cast(table.schema.field(index).type)
+    changed = table.set_column(index, table.schema.field(index), column).replace_schema_metadata(table.schema.metadata)
+    pyarrow.parquet.write_table(changed, path)
+    with pytest.raises(CorruptArtifactError, match="names the text /dev/zero, which the manifest beside it does not"):
+        passages_of(corpus, 1)
+
+
+def test_a_text_that_is_no_regular_file_any_more() -> None:
+    corpus = preprocess(write_text(Path("text.jsonl")))
+    Path("text.jsonl").unlink()
+    os.mkfifo("text.jsonl")
+    with pytest.raises(InputError, match=r"text\.jsonl is a FIFO"):
+        passages_of(corpus, 1)

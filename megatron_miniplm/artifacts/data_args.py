@@ -4,6 +4,7 @@ One line a prefix, `<weight> <prefix>`; the weight is the number of tokens, so t
 proportion. Paths are absolute, because Megatron resolves them against the working directory of the training job.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,35 +15,35 @@ from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 
 DATA_ARGS = "data_args.txt"
+_WEIGHT = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
+
+
+def refuse_unreadable(prefixes: Iterable[Path]) -> None:
+    """Raise InputError where a path has what ends a word in a blend; before hours of work, not after them.
+
+    Args:
+        prefixes: that a `data_args.txt` will name, or directories that they lie in.
+    """
+    for prefix in prefixes:
+        if (path := str(prefix.absolute())).split() != [path]:
+            raise InputError(
+                f"{path!r} has a blank, tab or newline in it, at which Megatron splits {DATA_ARGS}: "
+                "give a path without, such as a symbolic link to that directory"
+            )
+        try:
+            path.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"{path!r} is not UTF-8, as {DATA_ARGS} must be: rename it") from None
 
 
 def write_data_args(directory: Path, weighted_prefixes: Sequence[tuple[int, Path]]) -> Path:
     """Write the blend of a directory's prefixes; one without tokens is left out, Megatron refuses a weight of 0."""
     path = directory / DATA_ARGS
-    refuse_blanks([prefix for _, prefix in weighted_prefixes])
+    refuse_unreadable(prefix for _, prefix in weighted_prefixes)
     # `absolute`, not `resolve`: a user's symlinked data directory stays what the user called it.
     lines = [f"{num_tokens} {prefix.absolute()}\n" for num_tokens, prefix in weighted_prefixes if num_tokens > 0]
     write_text(path, "".join(lines))
     return path
-
-
-def refuse_blanks(paths: Iterable[Path]) -> None:
-    """Refuse paths that Megatron could not read from a `data_args.txt`, which it splits at white space.
-
-    Raises:
-        InputError: names the first.
-    """
-    for path in paths:
-        text = str(path.absolute())
-        if len(text.split()) != 1 or text != text.strip():
-            raise InputError(
-                f"{text!r} has white space in it, at which Megatron splits {DATA_ARGS}: give a path without blanks, "
-                "tabs and newlines, such as a symbolic link to the directory"
-            )
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise InputError(f"{text!r} is not UTF-8, as {DATA_ARGS} must be: rename it") from None
 
 
 def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:
@@ -89,10 +90,9 @@ def _prefixes_of_directory(directory: Path) -> list[Path]:
         with open_regular(path) as stream:
             words = stream.read().decode("utf-8").split()
     except UnicodeDecodeError as error:
-        raise CorruptArtifactError(
-            f"{path} must be UTF-8, found byte 0x{error.object[error.start]:02x} at byte {error.start}: make the "
-            "directory again"
-        ) from None
-    if len(words) % 2 or not all(weight.replace(".", "", 1).isdigit() for weight in words[::2]):
+        raise CorruptArtifactError(f"{path} is not UTF-8 (byte {error.start}): make the directory again") from None
+    if len(words) % 2 or not all(_WEIGHT.fullmatch(weight) for weight in words[::2]):
         raise CorruptArtifactError(f"{path} must hold pairs of a weight and a prefix: make the directory again")
+    if any("\0" in prefix for prefix in words[1::2]):
+        raise CorruptArtifactError(f"{path} names a prefix with a zero byte: make the directory again")
     return [Path(prefix) for prefix in words[1::2]]

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_miniplm.artifacts.regular_files import open_regular
+
 DIGEST_BYTES = 16
 SHORT_HEX = 8  # digits shown to people and put in file names
 _CHUNK_BYTES = 1 << 22
@@ -61,21 +63,18 @@ def digest_file_samples(path: Path) -> Fingerprint:
     Reads at most 4 MiB, so that a 2 TB `.bin` is identified in milliseconds. It tells different files apart; it does
     not prove that every byte is intact.
     """
-    size_bytes = path.stat().st_size
     digest = hasher()
-    digest.update(size_bytes.to_bytes(8, "little"))
-    last_start = max(0, size_bytes - _SAMPLE_BYTES)
-    starts = sorted({last_start * piece // (_NUM_SAMPLES - 1) for piece in range(_NUM_SAMPLES)})
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    with open_regular(path) as stream:
+        size_bytes = os.fstat(stream.fileno()).st_size
+        digest.update(size_bytes.to_bytes(8, "little"))
+        last_start = max(0, size_bytes - _SAMPLE_BYTES)
+        starts = sorted({last_start * piece // (_NUM_SAMPLES - 1) for piece in range(_NUM_SAMPLES)})
         for start in starts:
-            digest.update(os.pread(descriptor, _SAMPLE_BYTES, start))
-    finally:
-        os.close(descriptor)
+            digest.update(os.pread(stream.fileno(), _SAMPLE_BYTES, start))
     return digest.hexdigest()
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             yield chunk

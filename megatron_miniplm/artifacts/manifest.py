@@ -5,7 +5,6 @@ times and no absolute paths: the same command on the same inputs writes the same
 Format page: docs/formats.md.
 """
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,8 @@ from typing import Any
 
 from megatron_miniplm.artifacts.atomic import write_json
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file
+from megatron_miniplm.artifacts.json_files import read_json
+from megatron_miniplm.artifacts.regular_files import path_below
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 
 FORMAT_VERSION = 1
@@ -22,6 +23,9 @@ PREFIX_MANIFEST_SUFFIX = ".manifest.json"
 PREFIX_KINDS = frozenset({"corpus", "view"})
 #: Role of what the model behind scores was trained on.
 TRAINING_DATA = "training data"
+_MAKE_AGAIN = "make the artifact again"
+#: Settings that readers compute with.
+_SETTING_TYPES = {"json_key": (str,), "sequence": (str,), "vocab_size": (int,), "shard_index": (int,)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,28 +103,38 @@ def load_manifest(artifact: Path) -> Manifest:
 
     Raises:
         InputError: there is none.
-        CorruptArtifactError: it is not JSON, lacks a field, or has a format version that this release does not know.
+        CorruptArtifactError: it is not JSON, lacks a field, names a file that is not below the artifact, or has a
+            format version that this release does not know.
     """
     path = manifest_path(artifact)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{artifact} has no {path.name}: it is not a finished artifact of megatron-miniplm") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptArtifactError(f"{path} is not valid JSON ({error}): make the artifact again") from None
-    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
-        found = values.get("format_version") if isinstance(values, dict) else type(values).__name__
+    if not _exists(path):
+        raise InputError(f"{artifact} has no {path.name}: it is not a finished artifact of megatron-miniplm")
+    values = read_json(path, what="manifest", remedy=_MAKE_AGAIN)
+    if (found := values.get("format_version")) != FORMAT_VERSION:
         raise CorruptArtifactError(
-            f"{path} has format version {found}, this release reads {FORMAT_VERSION}: "
-            "use the release that wrote it, or make the artifact again"
+            f"{path} has format version {str(found)[:40]}, this release reads {FORMAT_VERSION}: "
+            f"use the release that wrote it, or {_MAKE_AGAIN}"
         )
     try:
         parents = tuple(ArtifactInput(**parent) for parent in values.pop("inputs", ()))
         manifest = Manifest(inputs=parents, **values)
         _check_types(manifest)
     except TypeError as error:
-        raise CorruptArtifactError(f"{path} is not a manifest ({error}): make the artifact again") from None
+        raise CorruptArtifactError(f"{path} is not a valid manifest ({error}): {_MAKE_AGAIN}") from None
+    for name in manifest.files:
+        path_below(path.parent, name, named_by=path)
     return manifest
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something under a path; where that cannot be known, reading it says why."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _check_types(manifest: Manifest) -> None:
@@ -131,12 +145,23 @@ def _check_types(manifest: Manifest) -> None:
         raise TypeError("kind, fingerprint and the fields of inputs must be strings")
     if not all(isinstance(mapping, dict) for mapping in (manifest.counts, manifest.settings, manifest.versions)):
         raise TypeError("counts, settings and versions must be objects")
-    if not all(isinstance(count, int) for count in manifest.counts.values()):
-        raise TypeError("counts must be integers")
-    if not isinstance(manifest.files, dict) or not all(
-        isinstance(entry, dict) and entry.keys() >= {"bytes", "blake2b"} for entry in manifest.files.values()
-    ):
-        raise TypeError("every entry of files must have bytes and blake2b")
+    if not all(map(_is_count, manifest.counts.values())):
+        raise TypeError("counts must be integers from 0 to 2^63 - 1")
+    if not all(isinstance(version, str) for version in manifest.versions.values()):
+        raise TypeError("versions must be strings")
+    for name, kinds in _SETTING_TYPES.items():
+        if not isinstance(manifest.settings.get(name), (*kinds, type(None))):
+            raise TypeError(f"the setting {name} must be {' or '.join(kind.__name__ for kind in kinds)}")
+    if not isinstance(manifest.files, dict) or not all(map(_is_file_entry, manifest.files.values())):
+        raise TypeError("every entry of files must have bytes, a count, and blake2b, a string")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_file_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and _is_count(entry.get("bytes")) and isinstance(entry.get("blake2b"), str)
 
 
 def refuse_another(output_dir: Path, kind: str, fingerprint: Fingerprint) -> None:
@@ -170,11 +195,16 @@ def verify_files(
     faults = []
     directory = manifest_path(artifact).parent
     for name, expected in manifest.files.items():
-        path = directory / name
-        if not path.exists():
+        path = path_below(directory, name, named_by=manifest_path(artifact))
+        try:
+            if (size_bytes := path.stat().st_size) != expected["bytes"]:
+                faults.append(f"{path} has {size_bytes} bytes, its manifest says {expected['bytes']}")
+            elif digest_file(path, advance) != expected["blake2b"]:
+                faults.append(f"{path} has changed since it was written: its checksum does not match the manifest")
+        except FileNotFoundError:
             faults.append(f"{path} is missing")
-        elif (size_bytes := path.stat().st_size) != expected["bytes"]:
-            faults.append(f"{path} has {size_bytes} bytes, its manifest says {expected['bytes']}")
-        elif digest_file(path, advance) != expected["blake2b"]:
-            faults.append(f"{path} has changed since it was written: its checksum does not match the manifest")
+        except OSError as error:
+            faults.append(f"{path} cannot be read: {error.strerror}")
+        except InputError as error:
+            faults.append(str(error))
     return faults

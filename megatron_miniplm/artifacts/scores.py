@@ -59,6 +59,7 @@ PREDICTED_DIFFERENCE = "predicted difference"
 
 BLOCKS = "blocks"
 CHECKSUMS = "checksums.npy"
+_COUNTS = ("num_sequences", "num_scored_sequences", "num_tokens")
 _RUN_AGAIN = "run the same scoring command again"
 
 
@@ -241,8 +242,10 @@ class ScoreStore:
         return manifest
 
     def manifest_faults(self, manifest: Manifest) -> list[str]:
-        """Whether identity, checksums and manifest belong together; one message a fault."""
+        """Whether identity, checksums and manifest belong together; one message per fault."""
         faults = [f"{fault}: {_RUN_AGAIN}" for fault in verify_files(self.directory, manifest)]
+        if lacking := [name for name in _COUNTS if name not in manifest.counts]:
+            faults.append(f"{manifest_path(self.directory)} has no count {lacking[0]}: {_RUN_AGAIN}")
         return faults or self.fingerprint_faults(manifest)
 
     def fingerprint_faults(self, manifest: Manifest) -> list[str]:
@@ -322,11 +325,7 @@ class ScoreStore:
             manifest = Manifest(
                 kind="scores",
                 fingerprint=self._fingerprint(files),
-                counts={
-                    "num_sequences": self.plan.num_sequences,
-                    "num_scored_sequences": num_scored,
-                    "num_tokens": num_tokens,
-                },
+                counts=dict(zip(_COUNTS, (self.plan.num_sequences, num_scored, num_tokens), strict=True)),
                 settings=self.identity["settings"],
                 versions=versions,
                 inputs=inputs,

@@ -4,6 +4,7 @@
     DIR/<nnnn>_<name>.indices.npy         (K,) int64: kept sequences of the prefix, ascending
     DIR/<nnnn>_<name>.weights.npy         (K,) float32: their weights; the mean over all prefixes is 1
     DIR/<nnnn>_<name>.values.npy          (K,) float64: what they are ranked by, -inf where nothing was scored
+    DIR/<nnnn>_<name>.checksums.npy       (B,) a CRC-32 of each array for every 4,096 of the K
     DIR/<name>_refined-<digest>.bin/.idx  the view, unless the selection is index-only
     DIR/data_args.txt                     the blend for Megatron
     DIR/manifest.json                     parents, checksums; marks the selection complete
@@ -11,33 +12,46 @@
 Format page: docs/formats.md.
 """
 
-import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint
+from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_file
+from megatron_miniplm.artifacts.json_files import read_json
 from megatron_miniplm.artifacts.manifest import Manifest, load_manifest
+from megatron_miniplm.artifacts.selected_arrays import (
+    CHECKSUM_DTYPE,
+    INDEX_DTYPE,
+    VALUE_DTYPE,
+    WEIGHT_DTYPE,
+    CheckedArray,
+    KeptLookup,
+    check_header,
+    num_blocks_of,
+)
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
 from megatron_miniplm.hashing import uniforms
 
 SELECTION = "selection.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 #: Role of what the reference was trained on and the selection has asked about, in its manifest.
 SEEN = "seen by the reference"
-INDEX_DTYPE = np.dtype("<i8")
-WEIGHT_DTYPE = np.dtype("<f4")
-VALUE_DTYPE = np.dtype("<f8")
+#: The arrays of a prefix; every one is a key of its entry in `selection.json`.
+ARRAYS = ("indices", "weights", "values", "checksums")
 
 _COPIES_STREAM = 0x636F7079
+_REMEDY = "make the selection again"
+_MAX_JSON_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedPrefix:
-    """One prefix of a selection.
+    """One prefix of a selection. Arrays are verified as they are read.
 
     Attributes:
         name: of the source prefix.
@@ -47,7 +61,8 @@ class SelectedPrefix:
         num_sequences, num_tokens: kept.
         weighted_tokens: sum of weight times tokens over the kept sequences.
         fingerprint: of the source prefix.
-        indices_path, weights_path, values_path: the arrays.
+        indices_path, weights_path, values_path, checksums_path: the arrays.
+        checksums_digest: of every byte of the last.
         view: prefix of the view; None in an index-only selection.
     """
 
@@ -62,19 +77,41 @@ class SelectedPrefix:
     indices_path: Path
     weights_path: Path
     values_path: Path
+    checksums_path: Path
+    checksums_digest: Fingerprint
     view: Path | None
 
     def indices(self) -> np.ndarray:
-        """Kept sequences, (num_sequences,) int64, ascending, mapped read-only."""
-        return self._load(self.indices_path, INDEX_DTYPE)
+        """Kept sequences, (num_sequences,) int64, ascending, mapped read-only; the first call reads them all.
+
+        Raises:
+            CorruptArtifactError: they are not what was written.
+        """
+        return self.checked_indices.whole()
 
     def weights(self) -> np.ndarray:
-        """Their weights, (num_sequences,) float32, mapped read-only."""
-        return self._load(self.weights_path, WEIGHT_DTYPE)
+        """Their weights, (num_sequences,) float32; as `indices`."""
+        return self._checked_weights.whole()
 
     def values(self) -> np.ndarray:
-        """What they are ranked by, (num_sequences,) float64, mapped read-only; -inf where nothing was scored."""
-        return self._load(self.values_path, VALUE_DTYPE)
+        """What they are ranked by, (num_sequences,) float64, -inf where nothing was scored; as `indices`."""
+        return self._checked_values.whole()
+
+    def look_up(self, sequences_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values and weights of some kept sequences; verifies the blocks that hold them, and no others.
+
+        Raises:
+            CorruptArtifactError: one of these blocks is damaged, or a sequence is not kept.
+        """
+        return self._lookup.find(sequences_S)
+
+    @cached_property
+    def _lookup(self) -> KeptLookup:
+        return KeptLookup(self.checked_indices, self._checked_values, self._checked_weights)
+
+    @cached_property
+    def checked_indices(self) -> CheckedArray:
+        return self._checked(self.indices_path, INDEX_DTYPE, "indices")
 
     def refuse_another(self, path: Path | str, found: Fingerprint) -> None:
         """Raise `FingerprintMismatchError` unless what lies at `path` now is what was selected from."""
@@ -84,17 +121,24 @@ class SelectedPrefix:
                 f"{path} is now [{found[:SHORT_HEX]}]: select again, or bring the old corpus back"
             )
 
-    def _load(self, path: Path, dtype: np.dtype) -> np.ndarray:
-        try:
-            array: np.ndarray = np.load(path, mmap_mode="r" if self.num_sequences else None)
-        except (OSError, ValueError, EOFError) as error:
-            raise CorruptArtifactError(f"{path} cannot be read ({error}): make the selection again") from None
-        if array.dtype != dtype or array.shape != (self.num_sequences,):
-            raise CorruptArtifactError(
-                f"{path} holds {array.shape} of {array.dtype}, expected ({self.num_sequences},) of {dtype}: make the "
-                "selection again"
-            )
-        return array
+    @cached_property
+    def _checked_weights(self) -> CheckedArray:
+        return self._checked(self.weights_path, WEIGHT_DTYPE, "weights")
+
+    @cached_property
+    def _checked_values(self) -> CheckedArray:
+        return self._checked(self.values_path, VALUE_DTYPE, "values")
+
+    @cached_property
+    def _checksums_B(self) -> np.ndarray:
+        path, num_blocks = self.checksums_path, num_blocks_of(self.num_sequences)
+        num_header_bytes = check_header(path, CHECKSUM_DTYPE, num_blocks)
+        if digest_file(path) != self.checksums_digest:
+            raise CorruptArtifactError(f"{path} does not match its checksum in the manifest: {_REMEDY}")
+        return np.fromfile(path, CHECKSUM_DTYPE, num_blocks, offset=num_header_bytes)
+
+    def _checked(self, path: Path, dtype: np.dtype, name: str) -> CheckedArray:
+        return CheckedArray(path, dtype, self.num_sequences, self._checksums_B[name].copy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,28 +159,28 @@ class Selection:
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Open a finished selection.
+        """Open a finished selection, and compare `selection.json` with its checksum. The arrays are not opened.
 
         Raises:
-            InputError: the directory is none.
-            CorruptArtifactError: `selection.json` cannot be understood.
+            InputError: there is no selection.
+            CorruptArtifactError: `selection.json` is not what was written, or cannot be understood.
         """
-        path = directory / SELECTION
+        if not directory.exists():
+            raise InputError(f"{directory} does not exist: give a directory that difference-sampling wrote")
         manifest = load_manifest(directory)
         if manifest.kind != "selection":
-            raise InputError(f"{directory} is no selection, but of kind {manifest.kind}")
+            raise InputError(
+                f"{directory} holds an artifact of kind {manifest.kind}: give a directory that difference-sampling "
+                "wrote"
+            )
+        summary = _read_summary(directory / SELECTION, manifest)
         try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-            if (found := summary.get("format_version")) != FORMAT_VERSION:
-                raise CorruptArtifactError(
-                    f"{path} has format version {found}, this release reads {FORMAT_VERSION}: make the selection again"
-                )
             prefixes, start = [], 0
             for entry in summary["prefixes"]:
-                prefixes.append(_prefix(directory, entry, start))
-                start += entry["num_source_sequences"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorruptArtifactError(f"{path} is damaged ({error!r}): make the selection again") from None
+                prefixes.append(_prefix(directory, entry, start, manifest.files))
+                start += prefixes[-1].num_source_sequences
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptArtifactError(f"{directory / SELECTION} is damaged ({error!r}): {_REMEDY}") from None
         return cls(directory=directory, manifest=manifest, summary=summary, prefixes=tuple(prefixes))
 
     @property
@@ -144,21 +188,54 @@ class Selection:
         return any(prefix.view is None for prefix in self.prefixes)
 
 
-def _prefix(directory: Path, entry: dict[str, Any], start: int) -> SelectedPrefix:
+def _read_summary(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """What `selection.json` holds, after its size, checksum and version were compared."""
+    summary: dict[str, Any] = read_json(
+        path, what="summary of the selection", max_bytes=_MAX_JSON_BYTES, remedy=_REMEDY
+    )
+    if (found := summary.get("format_version")) != FORMAT_VERSION:
+        raise CorruptArtifactError(
+            f"{path} has format version {found}, this release reads {FORMAT_VERSION}: select again from the same "
+            "scores, which gives the same sequences, or use the release that wrote it"
+        )
+    if digest_file(path) != manifest.files.get(SELECTION, {}).get("blake2b"):
+        raise CorruptArtifactError(f"{path} does not match its checksum in the manifest: {_REMEDY}")
+    return summary
+
+
+def _prefix(directory: Path, entry: Mapping[str, Any], start: int, files: Mapping[str, Any]) -> SelectedPrefix:
+    """One entry of `prefixes`; raises KeyError, TypeError or ValueError where it cannot be one."""
+    names = {name: _file_name(entry[name]) for name in ARRAYS}
+    counts = {name: entry[name] for name in ("num_source_sequences", "num_sequences", "num_tokens")}
+    if not all(type(count) is int and count >= 0 for count in counts.values()):
+        raise TypeError("counts must be integers of 0 or more")
+    if counts["num_sequences"] > counts["num_source_sequences"]:
+        raise ValueError("more sequences are kept than there are")
+    if not isinstance(entry["name"], str) or not isinstance(entry["fingerprint"], str):
+        raise TypeError("name and fingerprint must be strings")
     return SelectedPrefix(
         name=entry["name"],
         path=Path(os.path.normpath(directory / entry["path"])),
         start=start,
-        num_source_sequences=entry["num_source_sequences"],
-        num_sequences=entry["num_sequences"],
-        num_tokens=entry["num_tokens"],
-        weighted_tokens=entry["weighted_tokens"],
+        weighted_tokens=float(entry["weighted_tokens"]),
         fingerprint=entry["fingerprint"],
-        indices_path=directory / entry["indices"],
-        weights_path=directory / entry["weights"],
-        values_path=directory / entry["values"],
-        view=None if entry["view"] is None else directory / entry["view"],
+        indices_path=directory / names["indices"],
+        weights_path=directory / names["weights"],
+        values_path=directory / names["values"],
+        checksums_path=directory / names["checksums"],
+        checksums_digest=files[names["checksums"]]["blake2b"],
+        view=None if entry["view"] is None else directory / _file_name(entry["view"]),
+        num_source_sequences=counts["num_source_sequences"],
+        num_sequences=counts["num_sequences"],
+        num_tokens=counts["num_tokens"],
     )
+
+
+def _file_name(name: Any) -> str:
+    """The name of a file of the selection itself; never a path that leads elsewhere."""
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"{name!r} is no file name")
+    return name
 
 
 def copies_of(weight_N: np.ndarray, ids_N: np.ndarray, *, seed: int, epoch: int = 0) -> np.ndarray:

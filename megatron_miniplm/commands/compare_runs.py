@@ -8,6 +8,7 @@ one a seed; the first kind is the baseline:
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from megatron_miniplm.artifacts import write_json
     from megatron_miniplm.errors import InputError
-    from megatron_miniplm.evaluation.curves import read_curve
+    from megatron_miniplm.evaluation.curves import read_curve, require_same_validation
 
     curves: dict[str, LossCurve] = {}
     for name, *log_dirs in arguments.run:
@@ -41,6 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
             tokens_per_sample=arguments.tokens_per_sample,
             validation_set=arguments.validation_set,
         )
+    log_dirs = [Path(path) for _, *paths in arguments.run for path in paths]
+    if warning := require_same_validation(log_dirs):
+        print(warning, file=sys.stderr)
     print("\n".join(table(curves)))
     print("\n".join(verdicts(curves)))
     values = {name: as_json(curve) for name, curve in curves.items()}
@@ -59,7 +63,7 @@ def table(curves: "dict[str, LossCurve]") -> list[str]:
     step = -(-len(first.tokens_E) // MOST_ROWS)
     rows = sorted(range(len(first.tokens_E) - 1, -1, -step))
     seeds = ", ".join(f"{name}: {len(curve.loss_RE)}" for name, curve in curves.items())
-    lines = [f"held-out loss (nats a token), mean over seeds ({seeds})", ""]
+    lines = [f"validation loss (nats per token), mean over seeds ({seeds})", ""]
     lines.append(f"{'tokens':>12}" + "".join(f"{name:>16}" for name in curves))
     for row in rows:
         losses = "".join(

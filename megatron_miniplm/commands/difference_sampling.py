@@ -6,14 +6,18 @@ torchrun or srun all processes share the work, with the same result.
 """
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from megatron_miniplm.artifacts.data_args import expand_prefixes
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.selection.difference import DIFFERENCE, REDUCTIONS, UNITS, Measure
 from megatron_miniplm.selection.rule import RATIO_OF, SAMPLING, WEIGHTS, Rule
 
+#: Source prefixes that are printed.
+MAX_SOURCES = 4
 SEEN_BY_REFERENCE = ("error", "exclude", "allow")
 
 
@@ -140,7 +144,7 @@ def run(arguments: argparse.Namespace) -> None:
             ranks=ranks,
         )
         if ranks.rank == 0:
-            _print(arguments.output, summary, measure)
+            _print(arguments.output, summary, rule)
 
     run_on_ranks(select, arguments.processes)
 
@@ -180,7 +184,8 @@ def _scores(arguments: argparse.Namespace, measure: Measure) -> dict[str, Path]:
     return scores
 
 
-def _print(output: Path, summary: dict[str, Any], measure: Measure) -> None:
+def _print(output: Path, summary: dict[str, Any], rule: Rule) -> None:
+    measure = rule.measure
     print(
         f"{output}: kept {summary['num_kept']:,} of {summary['num_sequences']:,} sequences, "
         f"{summary['num_kept_scored_tokens']:,} of {summary['num_scored_tokens']:,} scored tokens"
@@ -192,5 +197,29 @@ def _print(output: Path, summary: dict[str, Any], measure: Measure) -> None:
         f"{summary['mean_kept_value']:.4f}, lowest kept {'none' if lowest is None else f'{lowest:.4f}'}; "
         f"negative {summary['negative_fraction']:.1%}"
     )
-    needed = " --miniplm-selection " + str(output) if summary["index_only"] else ""
-    print(f"train on it with: --data-args-path {output}/data_args.txt{needed}")
+    from megatron_miniplm.selection.comparability import warning_of
+
+    if warning := warning_of(summary, is_difference=measure.is_difference):
+        print(warning, file=sys.stderr)
+    print("\n".join(training_hints(output, summary, rule)))
+
+
+def training_hints(output: Path, summary: dict[str, Any], rule: Rule) -> list[str]:
+    """The flags with which training reads the selection, and where it has weights those with which it uses them."""
+    selection = f"--miniplm-selection {output}"
+    blend = f"--data-args-path {output}/{DATA_ARGS}"
+    if rule.weights == "none" or rule.repeat:
+        return [f"train on it with: {blend}" + (f" {selection}" if summary["index_only"] else "")]
+    weighting = f"{selection} --miniplm-weighting resample (sequences drawn by weight) or loss (losses scaled)"
+    if summary["index_only"]:
+        return [f"train on it with: {blend} {weighting}"]
+    sources = " ".join(f"{entry['num_tokens']} {_source(output, entry)}" for entry in summary["prefixes"][:MAX_SOURCES])
+    more = " ..." if len(summary["prefixes"]) > MAX_SOURCES else ""
+    return [
+        f"train on it without the weights, which views do not hold: {blend}",
+        f"train on it with the weights: --data-path {sources}{more} {weighting}",
+    ]
+
+
+def _source(output: Path, entry: dict[str, Any]) -> str:
+    return os.path.normpath(output / entry["path"])

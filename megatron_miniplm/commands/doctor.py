@@ -5,9 +5,9 @@ Ends with 2 if something stops Megatron programs from running.
 
 import argparse
 import dataclasses
-import json
 
 from megatron_miniplm.errors import EXIT_BAD_INPUT
+from megatron_miniplm.terminal import printable_json
 
 _MARKS = {"ok": "ok    ", "absent": "absent", "wrong": "WRONG "}
 
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     findings = list(examine())
     if arguments.json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+        print(printable_json([dataclasses.asdict(finding) for finding in findings]))
     else:
         for finding in findings:
             print(f"{_MARKS[finding.status]}  {finding.name:<18}  {finding.found}")

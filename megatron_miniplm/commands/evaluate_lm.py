@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts import write_json
+from megatron_miniplm.command_line import our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import (
     UNUSED_BUT_REQUIRED,
     add_counting_arguments,
@@ -72,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
     with program.alike_on_all_ranks():
         model: HuggingFaceModel | None = None
         corpora: list[HeldOutCorpus] = []
-        if not {"-h", "--help"} & set(argv):
+        if not wants_help(argv):
             model, corpora = _check(argv)
         sys.argv[1:] = [*model_flags(model, argv), *argv]
         program.prepare()
@@ -95,7 +96,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _check(argv: Sequence[str]) -> "tuple[HuggingFaceModel | None, list[HeldOutCorpus]]":
     """Refuse what cannot work at once, not after the seconds that importing Megatron takes."""
-    parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
+    parser = add_arguments(our_flags_only("evaluate-lm"))
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
     if "--ckpt-step" in given_flags(argv):

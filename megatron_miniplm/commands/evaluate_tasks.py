@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_miniplm.command_line import our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import (
     UNUSED_BUT_REQUIRED,
     longest_context_flags,
@@ -85,7 +86,7 @@ def run(argv: Sequence[str]) -> None:
         for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(name, "1")  # ours are lines then
     with program.alike_on_all_ranks():
-        model = None if {"-h", "--help"} & set(argv) else _check(argv)
+        model = None if wants_help(argv) else _check(argv)
         sys.argv[1:] = [*model_flags(model, argv), *longest_context_flags(model, argv), *argv]
         program.prepare()
         args = program.parse(add_arguments, defaults={**UNUSED_BUT_REQUIRED, "micro_batch_size": 1})
@@ -100,7 +101,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _check(argv: Sequence[str]) -> "HuggingFaceModel | None":
     """Refuse what cannot work at once, not after the seconds that importing Megatron takes."""
-    parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
+    parser = add_arguments(our_flags_only("evaluate-tasks"))
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
     require_lm_eval()

@@ -8,16 +8,18 @@ The scores, and for the text the sidecars and raw files, must lie where the sele
 """
 
 import argparse
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.terminal import printable_json
 
 if TYPE_CHECKING:
     from megatron_miniplm.artifacts.selections import Selection
+    from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
     from megatron_miniplm.selection.explain import Explanation
 
 #: Characters that are shown of each document's text.
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prefix", metavar="NAME", help="name or path of a source prefix")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_decoding_arguments(parser, "decodes a sequence whose original text is not known")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,14 +48,17 @@ def run(arguments: argparse.Namespace) -> None:
 
     selection = Selection.open(arguments.selection)
     ids = global_ids(selection, arguments.sequence, arguments.prefix)
-    explanations = [asdict(explanation) | _source(selection, explanation) for explanation in explain(selection, ids)]
+    decoder = decoder_of(arguments)
+    explanations = [
+        asdict(explanation) | _source(selection, explanation, decoder) for explanation in explain(selection, ids)
+    ]
     if arguments.json:
         found = {
             "selection": str(arguments.selection),
             "from_scores": selection.summary["from_scores"],
             "sequences": explanations,
         }
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(printable_json(found))
         return
     for explanation in explanations:
         print(f"{explanation['prefix']}, sequence {explanation['index']:,}")
@@ -86,19 +92,25 @@ def global_ids(selection: "Selection", sequences: list[int], prefix: str | None 
     return [start + sequence for sequence in sequences]
 
 
-def _source(selection: "Selection", explanation: "Explanation") -> dict[str, Any]:
-    """`passages`, what the sequence has of which documents; where that is not known, `no_source` says why."""
+def _source(selection: "Selection", explanation: "Explanation", decoder: "TextEncoder | None") -> dict[str, Any]:
+    """`passages`, what the sequence has of which documents; where that is not known, `no_source` says why.
+
+    Args:
+        decoder: gives `decoded_text` then; without it that is None.
+    """
     from megatron_miniplm.indexed import IndexedCorpus
-    from megatron_miniplm.provenance import passages_of
+    from megatron_miniplm.provenance import decoded_text, passages_of
 
     start = explanation.sequence - explanation.index
     path = next(source.path for source in selection.prefixes if source.start == start and source.num_source_sequences)
+    corpus = IndexedCorpus.open(path)
     try:
-        found = [asdict(passage) for passage in passages_of(IndexedCorpus.open(path), explanation.index)]
+        found = [asdict(passage) for passage in passages_of(corpus, explanation.index)]
     except InputError as error:
-        return {"passages": [], "no_source": str(error)}
+        decoded = None if decoder is None else decoded_text(corpus, explanation.index, decoder, SHOWN_CHARACTERS)
+        return {"passages": [], "no_source": str(error), "decoded_text": decoded}
     passages = [passage | {"text": passage["text"][:SHOWN_CHARACTERS]} for passage in found]
-    return {"passages": passages, "no_source": None}
+    return {"passages": passages, "no_source": None, "decoded_text": None}
 
 
 def _rows(found: dict[str, Any], expression: str) -> list[tuple[str, str]]:
@@ -133,7 +145,8 @@ def _rows(found: dict[str, Any], expression: str) -> list[tuple[str, str]]:
         place = f"{passage['source']}, line {passage['line']}{labels}"
         rows.append(("source", f"{place}: piece {passage['piece']}, from byte {passage['start_byte']}"))
         rows.append(("text", " ".join(passage["text"].split())))
-    return [*rows, ("source", found["no_source"] or "")]
+    decoded = " ".join((found["decoded_text"] or "").split())
+    return [*rows, ("source", found["no_source"] or ""), ("decoded", decoded)]
 
 
 _SUMS = {

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.command_line import our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import add_shared_arguments, check_prefixes, model_flags, open_model
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
@@ -70,7 +71,7 @@ def run(argv: Sequence[str]) -> None:
 
     with program.alike_on_all_ranks():
         model, defaults = None, dict(DEFAULTS)
-        if not {"-h", "--help"} & set(argv):
+        if not wants_help(argv):
             model, num_steps = _check(argv)
             defaults["train_iters"] = num_steps
         sys.argv[1:] = [*model_flags(model, argv), *argv]
@@ -100,7 +101,7 @@ def _check(argv: Sequence[str]) -> tuple["HuggingFaceModel | None", int]:
     Returns:
         The Hugging Face model, if it is one, and the number of steps.
     """
-    parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
+    parser = add_arguments(our_flags_only("fit-proxy"))
     parser.add_argument("--load")
     parser.add_argument("--save")
     arguments, _ = parser.parse_known_args(argv)

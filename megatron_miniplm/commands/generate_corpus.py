@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
+from megatron_miniplm.command_line import our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import (
     UNUSED_BUT_REQUIRED,
     check_prefixes,
@@ -101,7 +102,7 @@ def run(argv: Sequence[str]) -> None:
     from megatron_miniplm.mcore import program
 
     with program.alike_on_all_ranks():
-        model = None if {"-h", "--help"} & set(argv) else _check(argv)
+        model = None if wants_help(argv) else _check(argv)
         sys.argv[1:] = [*model_flags(model, argv), *longest_context_flags(model, argv), *argv]
         program.prepare()
         args = program.parse(add_arguments, defaults=DEFAULTS)
@@ -119,7 +120,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _check(argv: Sequence[str]) -> "HuggingFaceModel | None":
     """Refuse what cannot work at once, not after the seconds that importing Megatron takes."""
-    parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
+    parser = add_arguments(our_flags_only("generate-corpus"))
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
     check_prefixes(arguments)

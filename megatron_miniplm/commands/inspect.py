@@ -11,17 +11,21 @@ with 2. The data of a view is its source's: check that too.
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
 from megatron_miniplm.artifacts.lineage import lineage_lines, trace_lineage
 from megatron_miniplm.artifacts.manifest import is_prefix, load_manifest, manifest_path
+from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
 from megatron_miniplm.inspection import bytes_to_check, find_faults, find_prefixes, summarize_prefix
 from megatron_miniplm.progress import Progress
+from megatron_miniplm.terminal import printable, printable_json
+
+if TYPE_CHECKING:
+    from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sequence", type=int, metavar="K", help="print the text of sequence K, from 0, and its origin"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_decoding_arguments(parser, "decodes --sequence where the original text is not known")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         _require_artifact(path)
         if arguments.sequence is not None:
-            _print_sequence(path, arguments.sequence, arguments.json)
+            _print_sequence(path, arguments.sequence, arguments.json, decoder_of(arguments))
             return
         if arguments.check:
             with Progress(bytes_to_check(path), "B") as progress:
@@ -54,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"{error.filename or path} cannot be read: {error.strerror}") from None
     if arguments.json:
         checked = {"faults": faults} if arguments.check else {}
-        print(json.dumps(description | checked, indent=2, ensure_ascii=False))
+        print(printable_json(description | checked))
     else:
         _print_text(path, description)
         if arguments.check:
@@ -64,21 +69,33 @@ def run(arguments: argparse.Namespace) -> None:
         raise CorruptArtifactError(f"{faults[0]}{more}")
 
 
-def _print_sequence(prefix: Path, sequence: int, as_json: bool) -> None:
+def _print_sequence(prefix: Path, sequence: int, as_json: bool, decoder: "TextEncoder | None") -> None:
     from megatron_miniplm.indexed import IndexedCorpus
-    from megatron_miniplm.provenance import passages_of
+    from megatron_miniplm.provenance import decoded_text, passages_of
 
     if not is_prefix(prefix):
         raise InputError(f"{prefix} is no prefix of a .bin/.idx pair: --sequence needs one")
-    passages = passages_of(IndexedCorpus.open(prefix), sequence)
+    corpus = IndexedCorpus.open(prefix)
+    try:
+        passages = passages_of(corpus, sequence)
+    except InputError as error:
+        if decoder is None or not 0 <= sequence < len(corpus):
+            raise InputError(f"{error}; or give --tokenizer-type and --tokenizer-model to decode its tokens") from None
+        text = decoded_text(corpus, sequence, decoder)
+        print(
+            printable_json([{"source": None, "text": text}])
+            if as_json
+            else f"--- decoded from the tokens\n{printable(text)}"
+        )
+        return
     if as_json:
-        print(json.dumps([asdict(passage) for passage in passages], indent=2, ensure_ascii=False))
+        print(printable_json([asdict(passage) for passage in passages]))
         return
     for passage in passages:
         labels = "".join(
             f", {name} {label}" for name in ("id", "domain") if (label := getattr(passage, name)) is not None
         )
-        place = f"{passage.source}, line {passage.line}{labels}"
+        place = printable(f"{passage.source}, line {passage.line}{labels}", one_line=True)
         print(f"--- {place}: piece {passage.piece}, from byte {passage.start_byte}, {passage.num_tokens:,} tokens")
         print(passage.text)
 

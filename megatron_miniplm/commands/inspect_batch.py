@@ -20,8 +20,11 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_miniplm.command_line import wants_help
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
+from megatron_miniplm.terminal import printable, printable_json
+from megatron_miniplm.training.flags import add_arguments as add_training_flags
 
 if TYPE_CHECKING:
     from megatron_miniplm.artifacts.scores import ScoreStore
@@ -52,11 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+FLAGS = (add_arguments, add_training_flags)
+
+
 def run(argv: Sequence[str]) -> None:
     """Parse the flags of the run, build or read its indices, print."""
     from megatron_miniplm.mcore import program
 
-    help_only = bool({"-h", "--help"} & set(argv))
+    help_only = wants_help(argv)
     given = given_flags(argv)
     if not help_only and not given & {"--global-batch-size", "--step-batch-size-schedule"}:
         raise InputError(
@@ -73,7 +79,7 @@ def run(argv: Sequence[str]) -> None:
         args = program.parse(add_arguments, defaults=UNUSED_BUT_REQUIRED)
         found = _inspect(args)
     if args.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(printable_json(found))
     else:
         _print(found, args.text_characters)
 
@@ -93,7 +99,7 @@ def _inspect(args: argparse.Namespace) -> dict[str, Any]:
 
     from megatron_miniplm.training.consumed import parts_of_samples, samples_of_iteration
     from megatron_miniplm.training.dataset import refinement_of_run
-    from megatron_miniplm.training.student import train_valid_test_datasets_provider
+    from megatron_miniplm.training.provider import train_valid_test_datasets_provider
 
     set_args(args)
     samples = samples_of_iteration(args, args.iteration)
@@ -217,4 +223,4 @@ def _print(found: dict[str, Any], num_characters: int) -> None:
         for document in entry.get("documents", []):
             domain = f" [{document['domain']}]" if document["domain"] else ""
             print(f"  from {document['source']} at {document['position']}{domain}")
-        print("  " + json.dumps(entry["text"][:num_characters], ensure_ascii=False))
+        print("  " + printable(json.dumps(entry["text"][:num_characters], ensure_ascii=False), one_line=True))

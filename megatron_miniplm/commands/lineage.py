@@ -6,13 +6,13 @@ its path, kind, counts and fingerprint; parents that are gone, or have changed s
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from megatron_miniplm.artifacts.lineage import lineage_lines, trace_lineage
 from megatron_miniplm.artifacts.manifest import is_prefix, load_manifest
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.terminal import printable_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"{path} is one half of a pair: give its prefix {path.with_suffix('')}")
     load_manifest(path)  # an artifact without one has no lineage that is known
     if arguments.json:
-        print(json.dumps(asdict(trace_lineage(path)), indent=2, ensure_ascii=False))
+        print(printable_json(asdict(trace_lineage(path))))
     else:
         print("\n".join(lineage_lines(path)))

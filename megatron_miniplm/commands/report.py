@@ -11,8 +11,7 @@ still lie where the selection was made from.
 import argparse
 from pathlib import Path
 
-from megatron_miniplm.commands.tokenizer_flags import TYPES_TEXT
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,26 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SELECTION",
         help="other selections of the same corpus: how much they share with this one",
     )
-    group = parser.add_argument_group("tokenizer", "decodes examples whose original text is gone (default: token ids)")
-    group.add_argument("--tokenizer-type", metavar="TYPE", help=TYPES_TEXT)
-    group.add_argument("--tokenizer-model", type=Path, metavar="PATH", help="as in preprocess-data")
+    add_decoding_arguments(parser, "decodes examples whose original text is gone (default: token ids)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.tokenizer_model is not None and arguments.tokenizer_type is None:
-        raise InputError("--tokenizer-model needs --tokenizer-type: give both")
-    from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
     from megatron_miniplm.selection.report.writing import REPORT, write_report
 
-    encoder = None
-    if arguments.tokenizer_type is not None:
-        encoder = load_encoder(arguments.tokenizer_type, arguments.tokenizer_model, num_threads=1)
     tally = write_report(
         arguments.selection,
         arguments.output,
         num_examples=arguments.examples,
         compared=arguments.compare,
-        encoder=encoder,
+        encoder=decoder_of(arguments),
     )
     counts = tally.prefixes
     print(

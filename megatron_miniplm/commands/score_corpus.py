@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.manifest import require_prefix
+from megatron_miniplm.command_line import our_flags_only, wants_help
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
 
@@ -101,7 +102,7 @@ def run(argv: Sequence[str]) -> None:
 
     with program.alike_on_all_ranks():
         model = None
-        if not {"-h", "--help"} & set(argv):
+        if not wants_help(argv):
             model = _check_paths(argv)
         sys.argv[1:] = [*model_flags(model, argv), *argv]
         program.prepare()
@@ -145,7 +146,7 @@ def longest_context_flags(model: "HuggingFaceModel | None", argv: Sequence[str])
 
 def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
     """Refuse what cannot work at once, not after the seconds that importing Megatron takes."""
-    parser = add_arguments(argparse.ArgumentParser(add_help=False, usage="%(prog)s <flags>   (--help lists them)"))
+    parser = add_arguments(our_flags_only("score-corpus"))
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
     check_prefixes(arguments)

@@ -11,7 +11,6 @@ also the id and the domain of the document, in chunk mode of the first document 
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 from megatron_miniplm.commands.scores_speed import recent_speed
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.progress import Progress, scaled
+from megatron_miniplm.terminal import printable_json
 
 _SHOWN_RUNS = 8
 
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.to_parquet and not faults:
         _export(store, arguments.to_parquet)
         status["wrote"] = str(arguments.to_parquet)
-    print(json.dumps(status, indent=2) if arguments.json else "\n".join(_lines(store, status)))
+    print(printable_json(status) if arguments.json else "\n".join(_lines(store, status)))
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise CorruptArtifactError(f"{faults[0]}{more}")

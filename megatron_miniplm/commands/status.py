@@ -22,8 +22,9 @@ LEFT is the time left at the speed of late. Exit code 0 whatever the state of th
 """
 
 import argparse
-import json
 from pathlib import Path
+
+from megatron_miniplm.terminal import printable_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,4 +42,4 @@ def run(arguments: argparse.Namespace) -> None:
     from megatron_miniplm.pipeline.text import report_lines
 
     report = report_on(arguments.run_dir)
-    print(json.dumps(report.as_json(), indent=2) if arguments.json else "\n".join(report_lines(report)))
+    print(printable_json(report.as_json()) if arguments.json else "\n".join(report_lines(report)))

@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_miniplm.errors import InputError
+
 if TYPE_CHECKING:
-    from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
+    from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings
 
 TYPES_TEXT = (
     "HuggingFaceTokenizer, SentencePieceTokenizer, GPTSentencePieceTokenizer, Llama2Tokenizer, TikTokenizer, "
@@ -51,6 +53,32 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="encode special tokens in the text as any other text; Megatron makes one id of each",
     )
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """Two flags that name a tokenizer, both optional.
+
+    Args:
+        what: they are for.
+    """
+    group = parser.add_argument_group("tokenizer", what)
+    group.add_argument("--tokenizer-type", metavar="TYPE", help=TYPES_TEXT)
+    group.add_argument("--tokenizer-model", type=Path, metavar="PATH", help="as in preprocess-data")
+
+
+def decoder_of(arguments: argparse.Namespace) -> "TextEncoder | None":
+    """The tokenizer that `add_decoding_arguments` has read; None without one.
+
+    Raises:
+        InputError: the flags do not name a tokenizer.
+    """
+    if arguments.tokenizer_model is not None and arguments.tokenizer_type is None:
+        raise InputError("--tokenizer-model needs --tokenizer-type: give both")
+    if arguments.tokenizer_type is None:
+        return None
+    from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
+
+    return load_encoder(arguments.tokenizer_type, arguments.tokenizer_model, num_threads=1)
 
 
 def tokenizer_settings(arguments: argparse.Namespace) -> "TokenizerSettings":

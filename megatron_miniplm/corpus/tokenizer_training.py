@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_miniplm.artifacts import ArtifactInput, Manifest, atomic_output, load_manifest, manifest_path
 from megatron_miniplm.artifacts.atomic import named_in_errors
+from megatron_miniplm.artifacts.directory_lock import LOCK, sole_writer
 from megatron_miniplm.artifacts.fingerprint import digest_file_samples
 from megatron_miniplm.artifacts.manifest import DIRECTORY_MANIFEST, checksum_of, input_of, is_prefix
 from megatron_miniplm.corpus.readers import read_texts
@@ -20,7 +21,6 @@ from megatron_miniplm.corpus.sources import Source, expand_inputs
 from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
 from megatron_miniplm.corpus.units import MAX_LINE_BYTES
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.indexed.locking import DIRECTORY_LOCK, directory_lock, remove_temporaries
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +71,13 @@ def train_tokenizer(inputs: Sequence[Path], output_dir: Path, settings: Training
     values = {**asdict(settings), "json_keys": list(settings.json_keys)}
     if settings.max_line_bytes == MAX_LINE_BYTES:
         del values["max_line_bytes"]
-    if manifest_path(output_dir).exists() and not (output_dir / DIRECTORY_LOCK).exists():
+    was_killed = (output_dir / LOCK).exists()  # or is written just now
+    if manifest_path(output_dir).exists() and not was_killed:
         return _finished(output_dir, values, parents)
-    with directory_lock(output_dir) as was_killed:
+    with sole_writer(output_dir):
         if was_killed and not manifest_path(output_dir).exists():
             _remove_files(output_dir)
-        if any(path.name != DIRECTORY_LOCK for path in output_dir.iterdir()):
+        if any(path.name != LOCK for path in output_dir.iterdir()):
             return _finished(output_dir, values, parents)
         train = _train_byte_level_bpe if settings.algorithm == "bpe" else _train_sentencepiece
         files = train(_texts(sources, settings), settings.vocab_size)
@@ -116,7 +117,6 @@ def _remove_files(output_dir: Path) -> None:
     """What an unfinished run has left."""
     for name in (*_FILES, DIRECTORY_MANIFEST):
         (output_dir / name).unlink(missing_ok=True)
-        remove_temporaries(output_dir, name)
 
 
 def _finished(output_dir: Path, values: dict[str, object], parents: Sequence[ArtifactInput]) -> Manifest:

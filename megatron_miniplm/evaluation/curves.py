@@ -1,13 +1,16 @@
-"""Held-out loss against training tokens, from the TensorBoard logs that Megatron writes."""
+"""Validation loss against training tokens, from the TensorBoard logs that Megatron writes."""
 
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
+from megatron_miniplm.artifacts.run_records import VALIDATION_RECORD, read_record
 from megatron_miniplm.errors import InputError
 
 #: Megatron's tags: loss in nats a token against consumed samples (training.py, `evaluate_and_print_results`); with
@@ -17,7 +20,7 @@ VALIDATION_TAG = re.compile(r"lm loss validation(?:-(?P<set>.+))? vs samples")
 
 @dataclass(frozen=True, kw_only=True)
 class LossCurve:
-    """Held-out loss at increasing numbers of training tokens.
+    """Validation loss at increasing numbers of training tokens.
 
     Attributes:
         tokens_E: training tokens at each of E evaluations, int64, ascending.
@@ -51,6 +54,50 @@ class LossCurve:
         return float(self.tokens_E[at - 1] + share * (self.tokens_E[at] - self.tokens_E[at - 1]))
 
 
+def require_same_validation(log_dirs: Sequence[Path]) -> str | None:
+    """Check that runs were validated on the same data, as far as they have recorded it.
+
+    Returns:
+        A warning, where some runs have no record; None if all are known to agree.
+
+    Raises:
+        InputError: two runs, or one before and after it was resumed, were validated on different data.
+    """
+    first: tuple[Path, list[Any]] | None = None
+    unknown = []
+    for log_dir in log_dirs:
+        record = read_record(log_dir / VALIDATION_RECORD, fields={"validation": list})
+        if record is None:
+            unknown.append(log_dir)
+            continue
+        for found in record["validation"]:
+            first = first or (log_dir, found)
+            if found != first[1]:
+                raise InputError(
+                    f"{first[0]} was validated on {_described(first[1])}, {log_dir} on {_described(found)}: their "
+                    "losses cannot be compared; train with the same --valid-data-path, of text that no run trains on"
+                )
+    if not unknown:
+        return None
+    return (
+        f"warning: {unknown[0]} does not say what it was validated on"
+        + (f", nor do {len(unknown) - 1} others" if len(unknown) > 1 else "")
+        + ": the losses are comparable only if all runs had the same --valid-data-path (a view's own validation split "
+        "is refined data)"
+    )
+
+
+def _described(validation: Any) -> str:
+    """Names and fingerprints of validation data, in a few words."""
+    entries = [entry for entry in validation if isinstance(entry, dict)] if isinstance(validation, list) else []
+    parts = [
+        f"{entry.get('name')} [{str(entry.get('fingerprint'))[:SHORT_HEX]}]"
+        + ("" if entry.get("split") is None else f" split {entry['split']}")
+        for entry in entries[:3]
+    ]
+    return ", ".join(parts) + (f" and {len(entries) - 3} more" if len(entries) > 3 else "") or "nothing"
+
+
 def read_curve(log_dirs: Sequence[Path], *, tokens_per_sample: int, validation_set: str | None = None) -> LossCurve:
     """Read the runs of one kind, one directory a seed.
 
@@ -60,7 +107,7 @@ def read_curve(log_dirs: Sequence[Path], *, tokens_per_sample: int, validation_s
         validation_set: which one, where the runs have several.
 
     Raises:
-        InputError: a directory holds no held-out losses, or the runs were evaluated at different points.
+        InputError: a directory holds no validation losses, or the runs were evaluated at different points.
     """
     runs = [_read_run(path, validation_set) for path in log_dirs]
     steps = list(runs[0])
@@ -84,7 +131,7 @@ def _read_run(log_dir: Path, validation_set: str | None) -> dict[int, float]:
     events.Reload()
     sets = {match["set"]: match[0] for tag in events.Tags()["scalars"] if (match := VALIDATION_TAG.fullmatch(tag))}
     if not sets:
-        raise InputError(f"{log_dir} holds no held-out loss: train with --tensorboard-dir and --eval-interval")
+        raise InputError(f"{log_dir} holds no validation loss: train with --tensorboard-dir and --eval-interval")
     chosen = next(iter(sets)) if validation_set is None and len(sets) == 1 else validation_set
     if chosen not in sets:
         raise InputError(f"{log_dir} holds the validation sets {', '.join(map(str, sets))}: name one")

@@ -1,16 +1,18 @@
 """Finished blocks of generated sequences: a directory beside the output, one file a block, whole and once.
 
     PREFIX.parts/identity.json     what is generated from what; written before the first block
-    PREFIX.parts/00000000.part     one a block: lengths, tokens, checksum
+    PREFIX.parts/00000000.part     one per block: lengths, tokens, digest of the identity, checksum
     PREFIX.parts/claims/           who works on which block (`artifacts.claims`)
 
-The directory is removed once the corpus is put together. A part holds two `.npy` (format 1.0) and a CRC-32 of all bytes
-before it, little-endian: lengths (N, 2) int32, of the prompt and of all tokens of each sequence of the block; tokens
-(T,) of the corpus's dtype, one sequence after the other. An empty sequence has lengths 0, 0.
+The directory is removed once the corpus is put together. A part holds two `.npy` (format 1.0): lengths (N, 2) int32, of
+the prompt and of all tokens of each sequence of the block; tokens (T,) of the corpus's dtype, one sequence after the
+other. An empty sequence has lengths 0, 0. Then follow the 16 bytes of `digest("parts", identity)`, which bind the part
+to its directory, and a CRC-32 of all bytes before it, little-endian.
 """
 
 import io
 import json
+import math
 import os
 import shutil
 import zlib
@@ -18,19 +20,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors
 from megatron_miniplm.artifacts.exclusive import write_once
+from megatron_miniplm.artifacts.fingerprint import DIGEST_BYTES, SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.heartbeats import CLAIMS
+from megatron_miniplm.artifacts.json_files import read_json
+from megatron_miniplm.artifacts.npy_files import read_header
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.artifacts.score_blocks import BlockPlan
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError, unusable_path
 
 DIRECTORY_SUFFIX = ".parts"
 IDENTITY = "identity.json"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2  # 1 had no digest in its parts
 _PART_SUFFIX = ".part"
 _LENGTH_DTYPE = np.dtype("<i4")
 _CHECKSUM_BYTES = 4
@@ -65,27 +71,45 @@ class Part:
         """The tokens of each sequence."""
         return np.split(self.tokens_T, np.cumsum(self.lengths_N2[:, 1])[:-1])
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, identity_digest: Fingerprint) -> bytes:
         """The file of this part."""
         stream = io.BytesIO()
         for array in (self.lengths_N2, self.tokens_T):
             np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+        stream.write(bytes.fromhex(identity_digest))
         data = stream.getvalue()
         return data + zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little")
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Parse a file.
 
-        Raises:
-            ValueError: it is cut off or has changed.
-        """
-        signed, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-        if zlib.crc32(signed).to_bytes(_CHECKSUM_BYTES, "little") != checksum:
-            raise ValueError("its checksum does not match")
-        stream = io.BytesIO(signed)
-        lengths_N2, tokens_T = (np.lib.format.read_array(stream, allow_pickle=False) for _ in range(2))
-        return cls(lengths_N2=lengths_N2, tokens_T=tokens_T)
+def read_part(stream: BinaryIO, *, num_sequences: int, token_dtype: np.dtype, identity_digest: Fingerprint) -> Part:
+    """Read a file; its size is compared with its lengths before its tokens are read.
+
+    Raises:
+        ValueError: it is cut off, has changed, or is a part of something else.
+    """
+    lengths_N2 = _read_array(stream, _LENGTH_DTYPE, (num_sequences, 2))
+    num_tokens = int(lengths_N2[:, 1].sum(dtype=np.int64))
+    if (lengths_N2[:, 0] < 0).any() or (lengths_N2[:, 1] < lengths_N2[:, 0]).any():
+        raise ValueError("a sequence is shorter than its prompt")
+    tokens_T = _read_array(stream, token_dtype, (num_tokens,))
+    seal = stream.read(DIGEST_BYTES + _CHECKSUM_BYTES + 1)
+    signed_bytes = stream.tell() - _CHECKSUM_BYTES
+    stream.seek(0)
+    if zlib.crc32(stream.read(signed_bytes)).to_bytes(_CHECKSUM_BYTES, "little") != seal[DIGEST_BYTES:]:
+        raise ValueError("its checksum does not match")
+    if (found := seal[:DIGEST_BYTES].hex()) != identity_digest:
+        raise ValueError(f"it was generated under the identity {found[:SHORT_HEX]}, not {identity_digest[:SHORT_HEX]}")
+    return Part(lengths_N2=lengths_N2, tokens_T=tokens_T)
+
+
+def _read_array(stream: BinaryIO, dtype: np.dtype, expected: tuple[int, ...]) -> np.ndarray:
+    found, _ = read_header(stream, dtype)
+    if found != expected:
+        raise ValueError(f"it holds an array of shape {found}, expected {expected}")
+    num_bytes = math.prod(expected) * dtype.itemsize
+    if os.fstat(stream.fileno()).st_size - stream.tell() < num_bytes:
+        raise ValueError("it is cut off")
+    return np.frombuffer(stream.read(num_bytes), dtype).reshape(expected)
 
 
 class Parts:
@@ -103,6 +127,7 @@ class Parts:
         self.identity = identity
         self.plan = plan
         self.token_dtype = token_dtype
+        self.identity_digest = digest_values("parts", identity)
 
     def create_or_resume(self) -> None:
         """Make the directory, or check that it was made by the same command.
@@ -124,8 +149,7 @@ class Parts:
                         "generate-corpus has left: delete it, or give another --output-prefix"
                     )
                 write_once(path, self._identity_bytes())
-            found = path.read_bytes()
-        self._require_equal(found)
+        self._require_equal()
 
     def part_path(self, block: int) -> Path:
         return self.directory / f"{block:08d}{_PART_SUFFIX}"
@@ -147,27 +171,28 @@ class Parts:
         """
         assert len(part.lengths_N2) == len(self.plan.sequences(block))
         with self._usable():
-            return write_once(self.part_path(block), part.to_bytes())
+            return write_once(self.part_path(block), part.to_bytes(self.identity_digest))
 
     def read_block(self, block: int) -> Part:
         """One published block.
 
         Raises:
-            CorruptArtifactError: it is not whole, or not a block of this plan.
+            CorruptArtifactError: it is not whole, or not a block of this plan and identity.
         """
         path = self.part_path(block)
         try:
-            part = Part.from_bytes(path.read_bytes())
-            if part.lengths_N2.shape != (len(self.plan.sequences(block)), 2):
-                raise ValueError(f"it holds lengths of shape {part.lengths_N2.shape}")
-            if part.tokens_T.dtype != self.token_dtype or len(part.tokens_T) != part.lengths_N2[:, 1].sum():
-                raise ValueError(f"it holds {len(part.tokens_T)} tokens of {part.tokens_T.dtype}")
-        except (OSError, ValueError, EOFError) as error:
+            with open_regular(path) as stream:
+                return read_part(
+                    stream,
+                    num_sequences=len(self.plan.sequences(block)),
+                    token_dtype=self.token_dtype,
+                    identity_digest=self.identity_digest,
+                )
+        except (OSError, ValueError, InputError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise CorruptArtifactError(
                 f"{path} is damaged ({reason}): delete it and run the same generate-corpus command again"
             ) from None
-        return part
 
     def check(self) -> None:
         """Read every published block: damage is better known before hours of work than after them.
@@ -190,19 +215,16 @@ class Parts:
         values = {"format_version": _FORMAT_VERSION, **self.identity}
         return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
-    def _require_equal(self, found: bytes) -> None:
-        try:
-            there = json.loads(found)
-            differing = [name for name in ("format_version", *self.identity) if there[name] != self._expected(name)]
-        except (ValueError, KeyError, TypeError):
-            raise CorruptArtifactError(
-                f"{self.directory / IDENTITY} is damaged: delete {self.directory}, or give another --output-prefix"
-            ) from None
+    def _require_equal(self) -> None:
+        remedy = f"delete {self.directory}, or give another --output-prefix"
+        there = read_json(self.directory / IDENTITY, what="identity of parts", remedy=remedy)
+        differing = [name for name in ("format_version", *self.identity) if there.get(name) != self._expected(name)]
         if differing:
+            name = differing[0]
+            first = _difference(there.get(name), self._expected(name))
             raise FingerprintMismatchError(
-                f"{self.directory} holds parts of another {differing[0]} "
-                f"({_difference(there[differing[0]], self._expected(differing[0]))}): run the command that has begun "
-                "them, delete them, or give another --output-prefix"
+                f"{self.directory} holds parts of another {name} ({first}): "
+                "run the command that has begun them, delete them, or give another --output-prefix"
             )
 
     def _expected(self, name: str) -> Any:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_blanks
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_unreadable
+from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
     Manifest,
@@ -30,8 +31,7 @@ from megatron_miniplm.artifacts.manifest import (
 from megatron_miniplm.artifacts.selections import SELECTION, SelectedPrefix, Selection
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.existing import existing_corpus
-from megatron_miniplm.indexed.locking import directory_lock
-from megatron_miniplm.indexed.merge import Part, blend_prefixes, check_alike, copy_parts, inputs_behind
+from megatron_miniplm.indexed.merge import Part, check_alike, copy_parts, inputs_behind, write_blend
 from megatron_miniplm.indexed.view import view_name, write_view
 from megatron_miniplm.progress import Progress
 
@@ -52,6 +52,9 @@ def materialize(inputs: Sequence[Path], output_dir: Path) -> Manifest:
     Raises:
         MiniPLMError: an input is damaged, inputs do not fit together, or `output_dir` holds something else.
     """
+    refuse_unreadable([output_dir])
+    for path in inputs:
+        _require_input(path)
     copies = [copy for path in inputs for copy in _copies_of(path)]
     if not copies:
         raise InputError("there is nothing to copy: the directories given to --input name no prefix")
@@ -60,14 +63,13 @@ def materialize(inputs: Sequence[Path], output_dir: Path) -> Manifest:
     _refuse_twins(copies, output_dir)
     if is_prefix(output_dir):
         raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
-    refuse_blanks([output_dir])
-    with directory_lock(output_dir):
+    with sole_writer(output_dir):
         _refuse_another_output([copy.name for copy in copies], output_dir)
         missing = [copy for copy in copies if not copy.exists_in(output_dir)]
         with Progress(sum(copy.num_bytes for copy in missing), "B") as progress:
             for copy in missing:
                 copy.write(output_dir, progress.advance)
-        return blend_prefixes([output_dir / copy.name for copy in copies], output_dir)
+        return write_blend([output_dir / copy.name for copy in copies], output_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,6 @@ class _Copy:
         return found is not None
 
     def write(self, directory: Path, advance: Callable[[int], object]) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         with self._copied_part(directory) as part:
             copy_parts(
                 [part],
@@ -163,6 +164,13 @@ class _Copy:
             fingerprint = self.selection.manifest.fingerprint
             parents.append(input_of("selection", self.selection.directory, fingerprint, relative_to=directory))
         return (*parents, *inputs_behind([self.part], directory))
+
+
+def _require_input(path: Path) -> None:
+    if not is_prefix(path) and not path.is_dir():
+        raise InputError(
+            f"{path} does not exist: give prefixes of .bin/.idx pairs, directories with a {DATA_ARGS}, or selections"
+        )
 
 
 def _copies_of(path: Path) -> list[_Copy]:

@@ -13,13 +13,15 @@ from operator import and_
 from pathlib import Path
 from typing import Any, Self
 
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_blanks, write_data_args
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_unreadable, write_data_args
+from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.lineage import parent_path
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
     Manifest,
     input_of,
+    is_prefix,
     load_manifest,
     manifest_path,
     prefix_manifest_path,
@@ -29,7 +31,7 @@ from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed.copying import copy_pieces, copy_sequences
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import idx_path
-from megatron_miniplm.indexed.locking import directory_lock, prefix_lock
+from megatron_miniplm.indexed.locking import prefix_lock
 from megatron_miniplm.indexed.reader import IndexedCorpus, fingerprint_of
 from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, data_prefix, sidecar_path
 from megatron_miniplm.indexed.writer import IndexedWriter
@@ -109,6 +111,15 @@ def blend_prefixes(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
     Raises:
         InputError: the prefixes do not fit together, shards are missing, or `output_dir` holds another list.
     """
+    refuse_unreadable([output_dir, *prefixes])
+    if is_prefix(output_dir):
+        raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --as-data-args")
+    with sole_writer(output_dir):
+        return write_blend(prefixes, output_dir)
+
+
+def write_blend(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
+    """`blend_prefixes`, where the caller is the sole writer of the directory."""
     parts = _open_parts(prefixes)
     manifest = Manifest(
         kind="views",
@@ -120,17 +131,13 @@ def blend_prefixes(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
         inputs=tuple(part.input(part.kind, output_dir) for part in parts),
     )
     weighted = [(part.corpus.num_tokens, part.prefix) for part in parts]
-    refuse_blanks([output_dir, *(prefix for _, prefix in weighted)])
-    with directory_lock(output_dir):
-        refuse_another(output_dir, "list of prefixes", manifest.fingerprint)
-        if (output_dir / DATA_ARGS).exists() and not manifest_path(output_dir).exists():
-            found, wanted = expand_prefixes([output_dir]), [prefix.absolute() for weight, prefix in weighted if weight]
-            if found != wanted:  # not what a killed run has left
-                raise InputError(
-                    f"{output_dir / DATA_ARGS} is another list: choose another --as-data-args, or delete it"
-                )
-        write_data_args(output_dir, weighted)
-        manifest.write(output_dir)
+    refuse_another(output_dir, "list of prefixes", manifest.fingerprint)
+    if (output_dir / DATA_ARGS).exists() and not manifest_path(output_dir).exists():
+        found, wanted = expand_prefixes([output_dir]), [prefix.absolute() for weight, prefix in weighted if weight]
+        if found != wanted:  # not what a killed run has left
+            raise InputError(f"{output_dir / DATA_ARGS} is another list: choose another --as-data-args, or delete it")
+    write_data_args(output_dir, weighted)
+    manifest.write(output_dir)
     return manifest
 
 

@@ -14,6 +14,7 @@ from megatron_miniplm.artifacts.fingerprint import (
     digest_values,
 )
 from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed.layout import (
     HEADER,
@@ -50,7 +51,8 @@ class IndexedCorpus:
         self.lengths_N = np.frombuffer(index_bytes, LENGTH_DTYPE, header.num_sequences, header.lengths_offset)
         self.pointers_N = np.frombuffer(index_bytes, POINTER_DTYPE, header.num_sequences, header.pointers_offset)
         self.boundaries_D = np.frombuffer(index_bytes, POINTER_DTYPE, header.num_boundaries, header.boundaries_offset)
-        self.bin_bytes = bin_path(prefix).stat().st_size
+        with open_regular(bin_path(prefix)) as stream:
+            self.bin_bytes = stream.seek(0, 2)
         data = _map(bin_path(prefix)) if self.bin_bytes else None  # an empty file cannot be mapped
         self.data = np.frombuffer(data if data is not None else b"", np.uint8)
         self._maps = (index_bytes,) if data is None else (index_bytes, data)
@@ -69,7 +71,7 @@ class IndexedCorpus:
                 raise InputError(
                     f"{path} links to {path.readlink()}, which is not there: restore the data of this view"
                 )
-            if not path.is_file():
+            if not path.exists():
                 raise InputError(f"{path} does not exist: give the prefix of a .bin/.idx pair, without extension")
         corpus = cls(prefix, _read_header(idx_path(prefix)))
         corpus._check_pointers()
@@ -179,14 +181,13 @@ def fingerprint_of(prefix: Path, index_digest: Fingerprint) -> Fingerprint:
 
 
 def _map(path: Path) -> mmap.mmap:
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _read_header(path: Path) -> IndexHeader:
-    size_bytes = path.stat().st_size
-    with open(path, "rb") as stream:
-        head = stream.read(HEADER.size)
+    with open_regular(path) as stream:
+        head, size_bytes = stream.read(HEADER.size), stream.seek(0, 2)
     if len(head) < HEADER.size:
         raise CorruptArtifactError(f"{path} has {size_bytes} bytes, too few for an index: make it again")
     magic, version, dtype_code, num_sequences, num_boundaries = HEADER.unpack(head)

@@ -10,6 +10,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,15 +21,21 @@ import pyarrow.parquet as pq
 
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors, publish
 from megatron_miniplm.artifacts.manifest import checksum_of
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.layout import bin_path
-from megatron_miniplm.indexed.pieces import NO_DOMAIN, Pieces, crc32_of_runs
+from megatron_miniplm.indexed.pieces import NO_DOMAIN, Pieces
+from megatron_miniplm.indexed.sidecar_rows import IDENTIFYING, RowCheck, fault_of_values, mismatch_of_sequence
 
 SUFFIX = ".documents.parquet"
-FORMAT_VERSION = 1
+#: 2 has a CRC-32 in every page header, which readers verify; else it is 1.
+FORMAT_VERSION = 2
+_READABLE_VERSIONS = ("1", "2")
 _VERSION_KEY = b"miniplm_sidecar_version"
 _ROW_GROUP_PIECES = 1 << 17
+#: What a row group may take in memory: a damaged or hostile file must not take it all.
+_MAX_ROW_GROUP_BYTES = 1 << 30
 
 #: Docs: docs/formats.md.
 SCHEMA = pa.schema(
@@ -96,6 +103,7 @@ class SidecarWriter:
             compression="zstd",
             use_dictionary=["source", "domain"],
             column_encoding=dict.fromkeys(_DELTA_COLUMNS, "DELTA_BINARY_PACKED"),
+            write_page_checksum=True,
         )
         self._pending: list[pa.Table] = []
         self._num_pending = 0
@@ -144,15 +152,24 @@ class SidecarWriter:
 
 
 class Sidecar:
-    """The sidecar of a corpus, or of the corpus that a view points into.
+    """The sidecar of a corpus, or of the corpus that a view points into. Rows are verified as they are read.
+
+    Args:
+        path: the file.
+        corpus: what it must describe, or a view of that; None leaves that comparison to the caller.
 
     Attributes:
         path: the file.
         num_pieces: rows.
+
+    Raises:
+        InputError: it does not exist.
+        CorruptArtifactError: it is no sidecar, or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, corpus: IndexedCorpus | None = None) -> None:
         self.path = path
+        self._corpus = corpus
         self._file = _open(path)
         self.num_pieces: int = self._file.metadata.num_rows
 
@@ -160,32 +177,66 @@ class Sidecar:
     def of(cls, corpus: IndexedCorpus) -> Self | None:
         """The sidecar beside a corpus's data; None if there is none."""
         path = sidecar_path(data_prefix(corpus.prefix))
-        return cls(path) if path.exists() else None
+        return cls(path, corpus) if path.exists() else None
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """All rows in order, a row group at a time."""
+        """All rows in order, a row group at a time.
+
+        Raises:
+            CorruptArtifactError: the file is damaged, or describes another corpus: every sequence's tokens are counted,
+                and the checksums of some are compared with the data.
+        """
+        check = None if self._source is None else RowCheck(self.path, self._source)
+        read = columns if columns is None or check is None else list(dict.fromkeys([*columns, *IDENTIFYING]))
         for group in range(self._file.num_row_groups):
-            yield self._read(group, columns)
+            table = self._read(group, read)
+            if check is not None and (mismatch := check.mismatch(table)):
+                raise CorruptArtifactError(mismatch)
+            yield table if columns is None else table.select(columns)
+        if check is not None and (mismatch := check.mismatch_at_end()):
+            raise CorruptArtifactError(mismatch)
 
     def pieces_of(self, sequence: int) -> list[dict[str, Any]]:
-        """The rows of one sequence, without reading the others' row groups."""
-        rows = []
+        """The rows of one sequence, without reading the others' row groups.
+
+        Raises:
+            CorruptArtifactError: the file is damaged, or these are not the tokens that they describe.
+        """
+        rows: list[dict[str, Any]] = []
         for group in range(self._file.num_row_groups):
             statistics = self._file.metadata.row_group(group).column(0).statistics
-            if statistics is None or statistics.min <= sequence <= statistics.max:
+            if statistics is None or not statistics.has_min_max or statistics.min <= sequence <= statistics.max:
                 table = self._read(group, None)
                 rows += table.filter(pyarrow.compute.equal(table["sequence"], sequence)).to_pylist()
+        if self._source is not None and (mismatch := mismatch_of_sequence(self.path, self._source, sequence, rows)):
+            raise CorruptArtifactError(mismatch)
         return rows
 
     def source_path(self, source: str) -> Path:
         """Where a source lies, from its path in the rows."""
         return Path(os.path.normpath(self.path.parent / source))
 
+    @cached_property
+    def _source(self) -> IndexedCorpus | None:
+        """The corpus that holds the data."""
+        if self._corpus is None or not self._corpus.is_view:
+            return self._corpus
+        return IndexedCorpus.open(data_prefix(self._corpus.prefix))
+
     def _read(self, group: int, columns: list[str] | None) -> pa.Table:
+        described = self._file.metadata.row_group(group)
+        if described.num_rows > _ROW_GROUP_PIECES or described.total_byte_size > _MAX_ROW_GROUP_BYTES:
+            raise CorruptArtifactError(
+                f"{self.path}, row group {group}: has {described.num_rows:,} rows and {described.total_byte_size:,} "
+                f"bytes, expected at most {_ROW_GROUP_PIECES:,} and {_MAX_ROW_GROUP_BYTES:,}; {_REMEDY}"
+            )
         try:
-            return self._file.read_row_group(group, columns=columns)
-        except (pa.ArrowException, OSError) as error:
+            table = self._file.read_row_group(group, columns=columns)
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             raise CorruptArtifactError(f"{self.path}, row group {group}: cannot be read ({error}); {_REMEDY}") from None
+        if fault := fault_of_values(table, SCHEMA):
+            raise CorruptArtifactError(f"{self.path}, row group {group}: {fault}; {_REMEDY}")
+        return table
 
 
 def fill_domains_and_bytes(
@@ -236,34 +287,14 @@ def find_mismatch(
     Returns:
         A message that names the file and the sequence; None if all agree.
     """
-    itemsize = corpus.token_dtype.itemsize
-    tokens = np.memmap(bin_path(corpus.prefix), corpus.token_dtype, "r") if corpus.bin_bytes else np.zeros(0, "u1")
-    other = f"{sidecar.path} belongs to another corpus, or {corpus.prefix} has changed; copy both, or preprocess, again"
-    stop = last_sequence = 0
-    for table in sidecar.tables(["sequence", "num_tokens", "crc32"]):
-        sequence_P, num_tokens_P, crc32_P = (table[name].to_numpy() for name in table.column_names)
-        stops_P = stop + np.cumsum(num_tokens_P, dtype=np.int64)
-        known_P = np.clip(sequence_P, 0, max(0, len(corpus) - 1))
-        if len(corpus) == 0:  # indexing would fail
-            return f"{sidecar.path}: sequence {sequence_P[0]} is not in the index, which is empty: {other}"
-        first_P = corpus.pointers_N[known_P] // itemsize
-        wrong_P = (sequence_P != known_P) | (stops_P - num_tokens_P < first_P)
-        wrong_P |= stops_P > first_P + corpus.lengths_N[known_P]
-        if wrong_P.any():
-            first = int(np.argmax(wrong_P))
-            return f"{sidecar.path}: sequence {sequence_P[first]} has other tokens there than in the index: {other}"
-        found_P = crc32_of_runs(tokens[stop : int(stops_P[-1])], num_tokens_P)
-        if (found_P != crc32_P).any():
-            first = int(np.argmax(found_P != crc32_P))
-            return (
-                f"{bin_path(corpus.prefix)}: sequence {sequence_P[first]} does not match its checksum in "
-                f"{sidecar.path.name}: {other}"
-            )
-        advance((int(stops_P[-1]) - stop) * itemsize)
-        stop, last_sequence = int(stops_P[-1]), int(sequence_P[-1])
-    if stop != corpus.num_tokens:
-        return f"{sidecar.path} ends with sequence {last_sequence}, the index with {len(corpus) - 1}: {other}"
-    return None
+    check = RowCheck(sidecar.path, corpus)
+    for table in sidecar.tables(list(IDENTIFYING)):
+        before = check.num_tokens
+        if mismatch := check.mismatch(table, num_sampled=None):
+            return mismatch
+        advance((check.num_tokens - before) * corpus.token_dtype.itemsize)
+        corpus.forget_pages()
+    return check.mismatch_at_end()
 
 
 _REMEDY = "copy it again, or preprocess again"
@@ -312,16 +343,25 @@ def _checked(view: IndexedCorpus, part: slice, source: IndexedCorpus, found_K: n
 
 
 def _open(path: Path) -> pq.ParquetFile:
+    if not path.exists():
+        raise InputError(f"{path} does not exist: preprocess again to make it")
+    open_regular(path).close()
     try:
-        file = pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: preprocess again to make it") from None
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        schema = file.schema_arrow
+        version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode("utf-8", "replace")
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise CorruptArtifactError(f"{path} is not a whole Parquet file ({error}): {_REMEDY}") from None
-    version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"none").decode()
-    if version != str(FORMAT_VERSION) or file.schema_arrow.names != SCHEMA.names:
+    if version not in _READABLE_VERSIONS:
         raise CorruptArtifactError(
-            f"{path} has sidecar format {version}, this release reads {FORMAT_VERSION}: preprocess again, or use the "
-            "release that wrote it"
+            f"{path} has sidecar format {version}, this release reads {' and '.join(_READABLE_VERSIONS)}: preprocess "
+            "again, or use the release that wrote it"
+        )
+    found, expected = ({field.name: str(field.type) for field in each} for each in (schema, SCHEMA))
+    if list(found) != list(expected) or found != expected:
+        wrong = next((name for name in expected if found.get(name) != expected[name]), next(iter(found), "none"))
+        raise CorruptArtifactError(
+            f"{path} has column {wrong} of type {found.get(wrong, 'none')}, expected {expected.get(wrong, 'none')}: "
+            f"{_REMEDY}"
         )
     return file

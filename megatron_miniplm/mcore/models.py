@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples, digest_values
 from megatron_miniplm.errors import InputError, UnsupportedMegatronError
+from megatron_miniplm.mcore.megatron_output import hidden
 from megatron_miniplm.mcore.program import megatron_errors
 
 #: What decides a decoder's function beside its weights, by its name in Megatron's args. A checkpoint and the flags must
@@ -119,6 +120,7 @@ def _build_gpt_without_builder(
     )
 
 
+@hidden()
 def load_for_scoring(args: argparse.Namespace) -> list[Any]:
     """Build the model that the flags describe and fill it from `--load-hf` or `--load`, for this rank's part of it.
 

@@ -10,21 +10,26 @@
 import argparse
 import contextlib
 import importlib.util
+import multiprocessing
 import os
 import socket
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
+from megatron_miniplm.command_line import UsageError, shorten
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
 from megatron_miniplm.launchers import adopt_srun, leave_exit_code_of_crashes
 from megatron_miniplm.mcore.device_flags import given_flags, with_device_flags
+from megatron_miniplm.mcore.megatron_output import hidden, hint
 from megatron_miniplm.mcore.versions import PROGRAMS, SupportedReleases, find_megatron, has_dataset_helpers
 from megatron_miniplm.memory import keep_freed_memory
+from megatron_miniplm.terminal import printable
 
 AddArguments = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
+_announced: set[str] = set()
 
 
 def prepare(supported: SupportedReleases = PROGRAMS) -> None:
@@ -36,7 +41,8 @@ def prepare(supported: SupportedReleases = PROGRAMS) -> None:
     Raises:
         UnsupportedMegatronError: Megatron is missing, or not one that this release knows.
     """
-    find_megatron().require(supported)
+    megatron = find_megatron()
+    megatron.require(supported)
     adopt_srun()
     leave_exit_code_of_crashes()
     if int(os.environ.get("RANK", "0")) != 0:
@@ -56,6 +62,8 @@ def prepare(supported: SupportedReleases = PROGRAMS) -> None:
         keep_freed_memory()
         cpu_emulation.activate()
     _skip_helper_compilation()
+    patched = f"patched to run on the CPU ({len(cpu_emulation.PATCHES)} places)" if cpu_emulation.is_active() else ""
+    announce(f"Megatron-Core {megatron.version} in {megatron.location}{patched and ', '}{patched}{hint()}")
 
 
 def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | None = None) -> argparse.Namespace:
@@ -71,14 +79,11 @@ def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | 
     Raises:
         InputError: Megatron refused the flags; the message holds its reason.
     """
-    from megatron.training.arguments import parse_and_validate_args
-
+    parse_and_validate_args = _megatron_parser()
     add_device_flags()
 
     def extended(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        parser.formatter_class = _PlainHelp
-        if not {"-h", "--help"} & set(sys.argv):
-            parser.usage = "%(prog)s <flags>   (--help lists Megatron's and ours)"  # not 700 lines before an error
+        shorten(parser, _raise)
         return add_arguments(parser) if add_arguments else parser
 
     # `--eval-interval` has no default, and the training loop divides by it.
@@ -86,8 +91,21 @@ def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | 
     defaults = {"eval_interval": 1000, **(defaults or {})}
     # Megatron warns about a default that the user overrides.
     unset = {name: value for name, value in defaults.items() if f"--{name.replace('_', '-')}" not in given}
-    with megatron_errors("these flags"):
+    with hidden(), megatron_errors("these flags"):
         return parse_and_validate_args(extra_args_provider=extended, args_defaults=unset)
+
+
+def _megatron_parser() -> Callable[..., argparse.Namespace]:
+    """Megatron's `parse_and_validate_args`; of 0.17, under which inspect-batch runs too, its two halves."""
+    from megatron.training import arguments
+
+    if hasattr(arguments, "parse_and_validate_args"):
+        return arguments.parse_and_validate_args
+
+    def parse_and_validate_args(extra_args_provider: AddArguments, args_defaults: dict[str, Any]) -> argparse.Namespace:
+        return arguments.validate_args(arguments.parse_args(extra_args_provider), args_defaults)
+
+    return parse_and_validate_args
 
 
 def add_device_flags() -> None:
@@ -111,7 +129,8 @@ def initialize() -> None:
     from megatron.training.initialize import initialize_megatron
 
     ensure_rendezvous()
-    initialize_megatron()
+    with hidden():
+        initialize_megatron()
 
 
 def shut_down() -> None:
@@ -178,6 +197,14 @@ def on_rank_zero(check: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
+def announce(line: str) -> None:
+    """Say on stderr what was found or changed, on the first rank only, once; spawned processes say nothing."""
+    if line in _announced or os.environ.get("RANK", "0") != "0" or multiprocessing.parent_process() is not None:
+        return
+    _announced.add(line)
+    print(printable(line), file=sys.stderr, flush=True)
+
+
 def say_once(line: str) -> None:
     """Print on the first rank only; works before process groups exist."""
     if int(os.environ.get("RANK", "0")) == 0:
@@ -201,11 +228,5 @@ def _skip_helper_compilation() -> None:
         utils.compile_helpers = lambda: None
 
 
-class _PlainHelp(argparse.HelpFormatter):
-    """Prints Megatron's help texts that hold a bare `%` (argparse would raise) as they are."""
-
-    def _expand_help(self, action: argparse.Action) -> str:
-        try:
-            return super()._expand_help(action)
-        except (ValueError, TypeError, KeyError):
-            return action.help or ""
+def _raise(error: UsageError) -> NoReturn:
+    raise error

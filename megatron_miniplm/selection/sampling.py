@@ -4,20 +4,22 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts.atomic import write_json
-from megatron_miniplm.artifacts.data_args import write_data_args
+from megatron_miniplm.artifacts.data_args import refuse_unreadable, write_data_args
+from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.manifest import Manifest, checksum_of, input_of, refuse_another
-from megatron_miniplm.artifacts.selections import FORMAT_VERSION, SEEN, SELECTION
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.artifacts.selections import ARRAYS, FORMAT_VERSION, SEEN, SELECTION
+from megatron_miniplm.errors import InputError, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.progress import Progress
 from megatron_miniplm.selection.attributes import Attributes, collect_attributes
 from megatron_miniplm.selection.candidates import CandidateReader
+from megatron_miniplm.selection.comparability import refuse_incomparable
 from megatron_miniplm.selection.ranks import OneProcess, Ranks
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.scored_corpus import (
@@ -66,34 +68,50 @@ def difference_sample(
         raise InputError("--repeat-by-weight repeats sequences in views, --index-only writes none: give one of them")
     ranks = ranks or OneProcess()
     corpus = ScoredCorpus.open(scores)
+    refuse_incomparable(corpus)
     _refuse_unscored(corpus)
-    mine = prefixes_of_rank(corpus, ranks)
-    corpus.open_in_background(mine)
+    refuse_unreadable(corpus.prefixes if index_only else [output_dir])
+    corpus.open_in_background(prefixes_of_rank(corpus, ranks))
     seen = training_prefixes(corpus, reference_data) if seen_by_reference != "allow" else {}
     settings = {**rule.settings(), "index_only": index_only, "seen_by_reference": seen_by_reference}
     fingerprint = digest_values(
         "selection", [manifest.fingerprint for manifest in corpus.manifests.values()], settings, sorted(seen.values())
     )
-    refuse_another(output_dir, "selection", fingerprint)
+    with _sole_writer(output_dir, ranks):
+        refuse_another(output_dir, "selection", fingerprint)
+        summary = _select(corpus, rule, output_dir, settings, seen, fingerprint, ranks)
+        if ranks.rank == 0:
+            _publish(output_dir, summary, fingerprint, settings, corpus, seen)
+        ranks.gather(None)  # nobody leaves before all is there
+    return summary
+
+
+def _select(
+    corpus: ScoredCorpus,
+    rule: Rule,
+    output_dir: Path,
+    settings: dict[str, Any],
+    seen: dict[Path, Fingerprint],
+    fingerprint: Fingerprint,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """Write arrays and views; returns what `selection.json` will hold."""
     with _scratch(output_dir, ranks) as scratch:
         attributes = _attributes(corpus, rule, scratch, seen, ranks)
-        _refuse_seen(attributes, corpus, seen_by_reference)
-        reader = CandidateReader(corpus, rule, attributes, excludes_seen=seen_by_reference == "exclude" and bool(seen))
+        _refuse_seen(attributes, corpus, settings["seen_by_reference"])
+        excludes_seen = settings["seen_by_reference"] == "exclude" and bool(seen)
+        reader = CandidateReader(corpus, rule, attributes, excludes_seen=excludes_seen)
         thresholds = _thresholds(corpus, reader, rule, ranks)
-        for position in mine:
+        for position in prefixes_of_rank(corpus, ranks):
             corpus.corpus(position)
         ranks.gather(None)  # no prefix has changed, or nothing is written
         writer = Writer(
             corpus=corpus, reader=reader, rule=rule, thresholds=thresholds, output_dir=output_dir, ranks=ranks
         )
         written = writer.write_arrays()
-        if not index_only:
+        if not settings["index_only"]:
             writer.write_views(written, scratch, {**settings, "selection": fingerprint[:SHORT_HEX]})
-    summary = _summary(writer, written, attributes, settings)
-    if ranks.rank == 0:
-        _publish(output_dir, summary, fingerprint, settings, corpus, seen)
-    ranks.gather(None)  # nobody leaves before all is there
-    return summary
+    return _summary(writer, written, attributes, settings)
 
 
 def _attributes(
@@ -102,9 +120,15 @@ def _attributes(
     with_bytes = rule.measure.reduction == "bits-per-byte"
     if not (rule.needs_domains or with_bytes or seen):
         return Attributes(directory=scratch)  # the prefixes need not be open yet
-    return collect_attributes(
+    attributes = collect_attributes(
         corpus.corpora, scratch, with_domains=rule.needs_domains, with_bytes=with_bytes, seen=seen, ranks=ranks
     )
+    if rule.per_domain and not any(attributes.domains):
+        raise InputError(
+            "--per-domain: no sequence of the corpus has a domain, so that the selection would be the plain one; "
+            "preprocess with --domain-key, or leave --per-domain out"
+        )
+    return attributes
 
 
 def _thresholds(corpus: ScoredCorpus, reader: CandidateReader, rule: Rule, ranks: Ranks) -> list[Threshold]:
@@ -195,7 +219,7 @@ def _publish(
         blend.append((num_tokens, prefix))
     write_data_args(output_dir, blend)
     write_json(output_dir / SELECTION, summary)
-    names = [SELECTION, *(entry[what] for entry in entries for what in ("indices", "weights", "values"))]
+    names = [SELECTION, *(entry[what] for entry in entries for what in ARRAYS)]
     inputs = [
         input_of(role, store.directory, corpus.manifests[role].fingerprint, relative_to=output_dir)
         for role, store in corpus.stores.items()
@@ -220,7 +244,6 @@ def _scratch(output_dir: Path, ranks: Ranks) -> Iterator[Path]:
     """A directory that all ranks see, and that goes when they are done; what killed runs have left goes too."""
     name = ""
     if ranks.rank == 0:
-        output_dir.mkdir(parents=True, exist_ok=True)
         for stale in output_dir.glob(f"{SCRATCH}*"):
             shutil.rmtree(stale, ignore_errors=True)
         name = tempfile.mkdtemp(prefix=SCRATCH, dir=output_dir)
@@ -230,5 +253,21 @@ def _scratch(output_dir: Path, ranks: Ranks) -> Iterator[Path]:
     finally:
         if ranks.rank == 0:
             shutil.rmtree(scratch, ignore_errors=True)
-            with suppress(OSError):
-                output_dir.rmdir()  # after an error before anything was written
+
+
+@contextmanager
+def _sole_writer(output_dir: Path, ranks: Ranks) -> Iterator[None]:
+    """The first rank holds the lock of the directory for all; a collective call."""
+    with ExitStack() as stack:
+        error: Exception | None = None
+        if ranks.rank == 0:
+            try:
+                stack.enter_context(sole_writer(output_dir))
+            except (MiniPLMError, OSError) as caught:
+                error = caught
+        error = ranks.gather(error)[0]
+        if error is not None:
+            if ranks.rank and isinstance(error, MiniPLMError):
+                error.reported_elsewhere = True
+            raise error
+        yield

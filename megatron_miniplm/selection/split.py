@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.artifacts.data_args import refuse_blanks, write_data_args
+from megatron_miniplm.artifacts.data_args import refuse_unreadable, write_data_args
+from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, is_prefix, refuse_another
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
-from megatron_miniplm.indexed.locking import directory_lock, remove_temporaries
 
 REFERENCE, POOL = "reference", "pool"
 
@@ -34,7 +34,7 @@ def split_reference(
     """
     if not 0 < reference_fraction < 1:
         raise InputError(f"--reference-fraction {reference_fraction} must lie in (0, 1)")
-    refuse_blanks([output_dir])
+    refuse_unreadable([output_dir])
     if is_prefix(output_dir):
         raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
     if not prefixes:
@@ -49,23 +49,20 @@ def split_reference(
     settings = {"reference_fraction": reference_fraction, "seed": seed}
     fingerprints = [corpus.verified_fingerprint() for corpus in corpora]
     fingerprint = digest_values("split", fingerprints, settings)
-
-    is_reference_N = np.zeros(num_sequences, bool)
-    is_reference_N[np.random.default_rng(seed).permutation(num_sequences)[:num_reference]] = True
     inputs = tuple(
         input_of("corpus", corpus.prefix, found, relative_to=output_dir)
         for corpus, found in zip(corpora, fingerprints, strict=True)
     )
     counts = {"num_reference_sequences": num_reference, "num_pool_sequences": num_sequences - num_reference}
-    with directory_lock(output_dir) as was_killed:
+    manifest = Manifest(kind="split", fingerprint=fingerprint, counts=counts, settings=settings, inputs=inputs)
+    with sole_writer(output_dir):
         refuse_another(output_dir, "split", fingerprint)
-        for part in (REFERENCE, POOL) if was_killed else ():
-            remove_temporaries(output_dir / part)
+        is_reference_N = np.zeros(num_sequences, bool)
+        is_reference_N[np.random.default_rng(seed).permutation(num_sequences)[:num_reference]] = True
         for part, is_part_N in ((REFERENCE, is_reference_N), (POOL, ~is_reference_N)):
-            _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)
-        Manifest(kind="split", fingerprint=fingerprint, counts=counts, settings=settings, inputs=inputs).write(
-            output_dir
-        )
+            with sole_writer(output_dir / part):  # removes what a kill has left there, too
+                _write_part(output_dir / part, part, corpora, is_part_N, fingerprint, settings)
+        manifest.write(output_dir)
     return counts
 
 
@@ -77,7 +74,7 @@ def _write_part(
     fingerprint: Fingerprint,
     settings: dict[str, float],
 ) -> None:
-    """One view a prefix, the blend, and the part's own manifest."""
+    """One view a prefix, the blend, and the part's own manifest; the caller holds the lock of the directory above."""
     weighted, parents, start = [], [], 0
     for corpus in corpora:
         indices_K = np.flatnonzero(is_part_N[start : start + len(corpus)])

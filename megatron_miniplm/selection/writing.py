@@ -1,8 +1,8 @@
 """Thresholds -> files: indices and weights of every prefix, and views of them."""
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
@@ -10,9 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from megatron_miniplm.artifacts.atomic import array_output
+from megatron_miniplm.artifacts.atomic import array_output, write_array
 from megatron_miniplm.artifacts.manifest import input_of
-from megatron_miniplm.artifacts.selections import INDEX_DTYPE, VALUE_DTYPE, WEIGHT_DTYPE, copies_of
+from megatron_miniplm.artifacts.selected_arrays import (
+    CHECKSUM_DTYPE,
+    INDEX_DTYPE,
+    VALUE_DTYPE,
+    WEIGHT_DTYPE,
+    BlockChecksums,
+)
+from megatron_miniplm.artifacts.selections import ARRAYS, copies_of
 from megatron_miniplm.indexed import write_view
 from megatron_miniplm.progress import Progress
 from megatron_miniplm.selection.candidates import CandidateReader, Candidates
@@ -109,9 +116,7 @@ class Written:
                 "num_sequences": tally.num_kept,
                 "num_tokens": tally.num_kept_tokens,
                 "weighted_tokens": tally.weighted_tokens,
-                "indices": array_name(corpus, position, "indices"),
-                "weights": array_name(corpus, position, "weights"),
-                "values": array_name(corpus, position, "values"),
+                **{what: array_name(corpus, position, what) for what in ARRAYS},
                 "view": tally.view,
             }
             for position, (prefix, fingerprint, tally) in enumerate(
@@ -130,15 +135,18 @@ class Writer:
     thresholds: list[Threshold]
     output_dir: Path
     ranks: Ranks
+    _checksums: dict[tuple[int, str], BlockChecksums] = field(default_factory=dict)
 
     def write_arrays(self) -> Written:
-        """Indices, values and weights of every prefix."""
+        """Indices, values and weights of every prefix, and their checksums."""
         tallies = {}
         with self._progress("writing indices") as progress:
             for position in self._mine():
                 tallies[position] = self._write_indices(position, progress)
         if self.rule.weights != "none":
             self._write_weights(self._fit(self._merge(tallies)), tallies)
+        for position in self._mine():
+            self._write_checksums(position)
         return Written(tallies=self._merge(tallies))
 
     def write_views(self, written: Written, scratch: Path, settings: dict[str, Any]) -> None:
@@ -169,10 +177,10 @@ class Writer:
         """The indices and values, and the weights where all are 1."""
         tally = Tally()
         with ExitStack() as stack:
-            write_indices = stack.enter_context(array_output(self._array_path(position, "indices"), INDEX_DTYPE))
-            write_values = stack.enter_context(array_output(self._array_path(position, "values"), VALUE_DTYPE))
+            write_indices = stack.enter_context(self._checked_output(position, "indices", INDEX_DTYPE))
+            write_values = stack.enter_context(self._checked_output(position, "values", VALUE_DTYPE))
             if self.rule.weights == "none":
-                write_weights = stack.enter_context(array_output(self._array_path(position, "weights"), WEIGHT_DTYPE))
+                write_weights = stack.enter_context(self._checked_output(position, "weights", WEIGHT_DTYPE))
             for candidates, kept_N in self._kept(position, progress):
                 places_K = np.flatnonzero(kept_N)
                 tally.add(candidates, places_K, self.corpus.lengths(candidates.piece)[places_K])
@@ -204,7 +212,7 @@ class Writer:
     def _write_weights(self, weighting: Weighting, tallies: dict[int, Tally]) -> None:
         with self._progress("writing weights") as progress:
             for position in self._mine():
-                with array_output(self._array_path(position, "weights"), WEIGHT_DTYPE) as write:
+                with self._checked_output(position, "weights", WEIGHT_DTYPE) as write:
                     for candidates, kept_N in self._kept(position, progress):
                         weight_K = weighting.weights(candidates.value_N[kept_N])
                         length_K = self.corpus.lengths(candidates.piece)[kept_N]
@@ -250,6 +258,25 @@ class Writer:
     def _merge(self, tallies: dict[int, Tally]) -> list[Tally]:
         merged = {position: tally for found in self.ranks.gather(tallies) for position, tally in found.items()}
         return [merged[position] for position in sorted(merged)]
+
+    @contextmanager
+    def _checked_output(self, position: int, what: str, dtype: np.dtype) -> Iterator[Callable[[np.ndarray], None]]:
+        """Write one array of a prefix, and take its checksums from memory, on the way to the disk."""
+        checksums = self._checksums[position, what] = BlockChecksums(dtype)
+        with array_output(self._array_path(position, what), dtype) as write:
+
+            def append(values_K: np.ndarray) -> None:
+                checksums.add(values_K)
+                write(values_K)
+
+            yield append
+
+    def _write_checksums(self, position: int) -> None:
+        found = {what: self._checksums[position, what].finished() for what in CHECKSUM_DTYPE.names or ()}
+        checksums_B = np.zeros(len(found["indices"]), CHECKSUM_DTYPE)
+        for what, crc32_B in found.items():
+            checksums_B[what] = crc32_B
+        write_array(self._array_path(position, "checksums"), checksums_B)
 
     def _array_path(self, position: int, what: str) -> Path:
         return self.output_dir / array_name(self.corpus, position, what)

@@ -10,5 +10,6 @@ dataset         `DifferenceSampledGPTDataset`, built by Megatron's builder      
 step            loss weights, distillation and statistics around a script's own loss         megatron
 consumed        which samples a step has read, from the flags alone                          megatron
 distillation, teacher, vocab_parallel_kl    vanilla KD, the paper's baseline                 megatron
-student         our own `pretrain_gpt`: datasets, forward step, loss; dry_run                megatron
+provider        flags -> the three datasets, by Megatron's builder                           megatron
+student         our own `pretrain_gpt`: forward step, loss; dry_run                          megatron
 """

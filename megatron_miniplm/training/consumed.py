@@ -53,11 +53,15 @@ def samples_of_iteration(args: argparse.Namespace, iteration: int) -> range:
     if iteration < 1 or (args.train_iters and iteration > args.train_iters):
         last = f"to {args.train_iters}" if args.train_iters else "on"
         raise InputError(f"--iteration {iteration}: this run has iterations from 1 {last}")
+    grows = getattr(args, "step_batch_size_schedule", None) is not None
+    if getattr(args, "rampup_batch_size", None) is not None:
+        _refuse_ignored_rampup()
+        grows = True
     wanted = inspect.signature(calculator.init_num_microbatches_calculator).parameters
     settings = {name: getattr(args, name) for name in wanted if hasattr(args, name)}
     calculator.unset_num_microbatches_calculator()
     calculator.init_num_microbatches_calculator(**{**settings, "rank": 1})  # rank 0 would print
-    if args.step_batch_size_schedule is None:
+    if not grows:
         consumed = (iteration - 1) * calculator.get_current_global_batch_size()
     else:
         consumed = 0
@@ -66,6 +70,18 @@ def samples_of_iteration(args: argparse.Namespace, iteration: int) -> range:
             consumed += calculator.get_current_global_batch_size()
         calculator.update_num_microbatches(consumed, consistency_check=False)
     return range(consumed, consumed + calculator.get_current_global_batch_size())
+
+
+def _refuse_ignored_rampup() -> None:
+    """Megatron-Core 0.17 grows the batch by --rampup-batch-size; later ones take the flag and ignore it."""
+    if hasattr(calculator, "RampupBatchsizeNumMicroBatchesCalculator"):
+        return
+    import megatron.core
+
+    raise InputError(
+        f"--rampup-batch-size: megatron-core {megatron.core.__version__} ignores this flag, 0.17 grows the batch by "
+        "it: leave it out if the run was on this version, or run inspect-batch with that of the run"
+    )
 
 
 def parts_of_samples(dataset: Any, samples: range) -> Iterator[Part]:

@@ -27,8 +27,10 @@ from megatron.core.datasets.utils import Split, normalize
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.program import say_once
 from megatron_miniplm.training.document_index import IndexSettings, NothingToTrainOnError, build_indices
-from megatron_miniplm.training.index_cache import IndexCache
-from megatron_miniplm.training.refinement import RefinedPrefix, Refinement
+from megatron_miniplm.training.flags import DRY_RUN_ELSEWHERE
+from megatron_miniplm.training.index_cache import DESCRIPTION, IndexCache, is_older
+from megatron_miniplm.training.records import check_resumed_run
+from megatron_miniplm.training.refinement import RefinedPrefix, Refinement, refuse_too_many
 from megatron_miniplm.training.schedule import starts_in_prefix
 
 #: Key of a sample beside Megatron's: (4,) float32, see `CONSUMED`.
@@ -44,7 +46,11 @@ def refined_class(cls: Any, config: Any) -> Any:
         InputError: there is a selection, and the class or the configuration is one that cannot be refined.
     """
     args = _args_of_run()
+    if getattr(args, "miniplm_dry_run", False):
+        raise InputError(DRY_RUN_ELSEWHERE)
     refinement = refinement_of_run(args)
+    if args is not None:
+        check_resumed_run(args, refinement)
     if refinement is None:
         _refuse_idle_flags(args)
         return cls
@@ -61,9 +67,38 @@ def refined_class(cls: Any, config: Any) -> Any:
             f"--miniplm-ratio-schedule follows the order of samples, --dataloader-type {args.dataloader_type} has "
             "another: use single"
         )
+    if args.miniplm_weighting == "loss" and getattr(args, "mtp_num_layers", None):
+        raise InputError(
+            "--miniplm-weighting loss with --mtp-num-layers: Megatron divides the losses of further tokens by the sum "
+            "of the loss mask, in which the weights travel; use --miniplm-weighting resample, or leave one of them out"
+        )
     _check_blend(refinement, config)
     config.miniplm = refinement  # not a field: a script makes the configuration by Megatron's own class
     return DifferenceSampledGPTDataset
+
+
+def warn_of_stale_cache(dataset: Any) -> None:
+    """Say that a cache was made before the index that it is of was written: Megatron knows prefixes by path alone.
+
+    Args:
+        dataset: built just now; other kinds than `GPTDataset` are passed over.
+    """
+    if not isinstance(dataset, GPTDataset) or isinstance(dataset, DifferenceSampledGPTDataset):
+        return  # ours compares the corpus
+    directory, index = cache_directory(dataset), Path(f"{dataset.dataset_path}.idx")
+    stem = f"{dataset.unique_description_hash}-{type(dataset).__name__}-{dataset.index_split.name}"
+    if is_older(directory / f"{stem}-{DESCRIPTION}", index):
+        say_once(
+            f"warning: the index cache {directory}/{stem}-* is older than {index}: if the corpus was made anew under "
+            "the name of another, training reads other sequences than it has; delete the cache, and it is built again"
+        )
+
+
+def cache_directory(dataset: GPTDataset) -> Path:
+    """Where Megatron keeps the cache of a dataset, as core/datasets/gpt_dataset.py:475 has it."""
+    if dataset.config.path_to_cache is not None:
+        return Path(dataset.config.path_to_cache)
+    return Path(os.path.join(dataset.dataset.path_prefix, "cache", f"{type(dataset).__name__}_indices"))
 
 
 def safely_cached(cls: Any, args: tuple[Any, ...]) -> Any:
@@ -149,10 +184,13 @@ class DifferenceSampledGPTDataset(GPTDataset):
         if self.refined is not None:
             starts = self._phase_starts(refinement)
             self._identify(self.refined.identity(starts))
+        else:
+            self._identify(self._size_of_corpus())
         names = ("document_index", "sample_index", "shuffle_index")
-        _cache_of(self, self._cache_directory(), self.index_split, names).ensure(
-            lambda: dict(zip(names, self._build(starts), strict=True))
-        )
+        cache = _cache_of(self, cache_directory(self), self.index_split, names)
+        if self.refined is not None and is_older(cache.path(DESCRIPTION), Path(f"{self.dataset_path}.idx")):
+            self.refined.check_corpus(self.dataset_path, self.numel_low_level_dataset(self.dataset))
+        cache.ensure(lambda: dict(zip(names, self._build(starts), strict=True)))
         return super()._build_document_sample_shuffle_indices()
 
     def _phase_starts(self, refinement: Refinement) -> tuple[int, ...]:
@@ -179,15 +217,16 @@ class DifferenceSampledGPTDataset(GPTDataset):
         )
         self.unique_description_hash = md5(self.unique_description.encode(), usedforsecurity=False).hexdigest()
 
-    def _cache_directory(self) -> Path:
-        """As core/datasets/gpt_dataset.py:475 has it."""
-        if self.config.path_to_cache is not None:
-            return Path(self.config.path_to_cache)
-        return Path(os.path.join(self.dataset.path_prefix, "cache", f"{type(self).__name__}_indices"))
+    def _size_of_corpus(self) -> dict[str, int]:
+        """What tells a corpus from another of its name without reading it."""
+        lengths, pointers = self.dataset.sequence_lengths, self.dataset.index.sequence_pointers
+        last = (int(pointers[-1]), int(lengths[-1])) if len(lengths) else (0, 0)
+        return {"num_sequences": len(lengths), "last_pointer": last[0], "last_length": last[1]}
 
     def _build(self, starts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         refined, path = self.refined, self.dataset_path
         num_sequences = self.numel_low_level_dataset(self.dataset)
+        refuse_too_many(path, num_sequences)
         first, stop = self._range(num_sequences)
         if refined is not None:
             refined.check_corpus(path, num_sequences)

@@ -18,7 +18,7 @@ from megatron.training import argument_utils, get_args, training
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore import program
 from megatron_miniplm.mcore.models import model_provider
-from megatron_miniplm.training import student
+from megatron_miniplm.training.provider import train_valid_test_datasets_provider
 
 #: Letter of a `--hybrid-layer-pattern` -> what Megatron needs to build such a layer: module, and how to get it.
 HYBRID_NEEDS = {"M": ("mamba_ssm", "pip install --no-build-isolation mamba-ssm causal-conv1d, on a machine with CUDA")}
@@ -42,6 +42,7 @@ def dry_run(args: argparse.Namespace) -> None:
             )
     program.initialize()
     args = get_args()
+    args.miniplm_dry_run = False  # seen to; what else meets the flag takes it for one that would be ignored
     lines: list[str] = []
     try:
         for part in (_model_lines, _training_lines, _data_lines):
@@ -90,7 +91,7 @@ def _training_lines(args: argparse.Namespace) -> Iterator[str]:
 
 def _data_lines(args: argparse.Namespace) -> Iterator[str]:
     sizes = training.get_train_valid_test_num_samples()
-    datasets = student.train_valid_test_datasets_provider(list(sizes))
+    datasets = train_valid_test_datasets_provider(list(sizes))
     yield "data"
     for split, wanted, dataset in zip(("train", "valid", "test"), sizes, datasets, strict=True):
         for one in dataset if isinstance(dataset, list) else [dataset]:

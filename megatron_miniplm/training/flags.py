@@ -3,6 +3,11 @@
 import argparse
 
 WEIGHTINGS = ("none", "resample", "loss")
+#: Under `launch`, the script that is started knows nothing of a dry run, and would train.
+DRY_RUN_ELSEWHERE = (
+    "--miniplm-dry-run: a script that is started by megatron_miniplm.launch would train all the same; give these flags "
+    "to python -m megatron_miniplm.pretrain_gpt, which stops before that"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

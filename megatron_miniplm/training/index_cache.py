@@ -17,11 +17,27 @@ from pathlib import Path
 import numpy as np
 
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, atomic_output, write_text
-from megatron_miniplm.errors import unusable_path
+from megatron_miniplm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "description.txt"
+
+
+def is_older(path: Path, other: Path) -> bool:
+    """Whether both are there and `path` was written before `other`; paths in object storage are not there."""
+    try:
+        return path.stat().st_mtime_ns < other.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def unwritable_cache(error: OSError, directory: Path | str) -> InputError:
+    """What to do where an index cache cannot be written."""
+    return InputError(
+        f"{error.filename or directory}: the index cache of the data cannot be written ({error.strerror or error}): "
+        "give --data-cache-path DIR, a directory that all ranks can write"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +61,12 @@ class IndexCache:
     def is_complete(self) -> bool:
         """Whether all is there as it was published; a file that something else has cut off counts as missing."""
         if self.is_trusted:
-            return self._path(DESCRIPTION).is_file()
+            return self.path(DESCRIPTION).is_file()
         try:
-            if self._path(DESCRIPTION).read_text(encoding="utf-8") != self.description:
+            if self.path(DESCRIPTION).read_text(encoding="utf-8") != self.description:
                 return False
             for name in self.names:
-                np.load(self._path(f"{name}.npy"), mmap_mode="r")
+                np.load(self.path(f"{name}.npy"), mmap_mode="r")
         except (OSError, ValueError, EOFError):
             return False
         return True
@@ -70,13 +86,13 @@ class IndexCache:
                     self._sweep()
                     self._publish(build())
         except OSError as error:
-            raise unusable_path(error) from error
+            raise unwritable_cache(error, self.directory) from error
 
     def _publish(self, arrays: Mapping[str, np.ndarray]) -> None:
         for name in self.names:
-            with atomic_output(self._path(f"{name}.npy")) as stream:
+            with atomic_output(self.path(f"{name}.npy")) as stream:
                 np.lib.format.write_array(stream, arrays[name], version=(1, 0), allow_pickle=False)
-        write_text(self._path(DESCRIPTION), self.description)
+        write_text(self.path(DESCRIPTION), self.description)
 
     def _sweep(self) -> None:
         """Remove what killed builders have left; only called while nobody else builds."""
@@ -89,7 +105,7 @@ class IndexCache:
 
         Where a file system has no locks, several may build: each publishes the same bytes by renaming.
         """
-        with open(self._path("lock"), "ab") as stream:
+        with open(self.path("lock"), "ab") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -99,5 +115,5 @@ class IndexCache:
                 logger.info("no lock on %s (%s)", self.directory, error.strerror)
             yield
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
         return Path(os.path.join(self.directory, f"{self.stem}-{name}"))

@@ -4,7 +4,7 @@
     plug_in()       # the first two lines of a script of your own that calls `megatron.training.pretrain`
 
 `megatron_miniplm.pretrain_gpt` and `megatron_miniplm.launch` do the same for programs that they start. Without one of
-our flags nothing changes, but that a SIGTERM to all processes no longer spoils the save that it asks for. Patches
+our flags training is the same; what is added is said in the table. Patches
 replace attributes of modules and classes that Megatron looks up when it runs, so it does not matter what was imported
 before. Line numbers are those of megatron-core 0.19.2.
 """
@@ -12,12 +12,16 @@ before. Line numbers are those of megatron-core 0.19.2.
 import argparse
 import importlib
 import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Callable
 from functools import wraps
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, NoReturn
 
+from megatron_miniplm.cli import report
+from megatron_miniplm.command_line import UsageError, shorten
 from megatron_miniplm.errors import STOP_SIGNALS
 from megatron_miniplm.mcore.patching import Patch
 from megatron_miniplm.training.flags import add_arguments
@@ -49,6 +53,8 @@ def plug_in() -> None:
         patch.check()
     for patch in PATCHES:
         patch.apply()
+    topics = ", ".join(patch.needed_by.split(":")[0] for patch in PATCHES)
+    program.announce(f"patched in Megatron: {topics} (the table is in {__name__})")
     _plugged_in = True
 
 
@@ -59,9 +65,17 @@ def is_plugged_in() -> bool:
 def _flags(original: Callable[..., argparse.ArgumentParser]) -> Callable[..., argparse.ArgumentParser]:
     @wraps(original)
     def add_megatron_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return add_arguments(original(parser))
+        parser = original(parser)
+        shorten(parser, _leave)
+        return add_arguments(parser)
 
     return add_megatron_arguments
+
+
+def _leave(error: UsageError) -> NoReturn:
+    """As argparse does; a script of the user's knows nothing of our errors."""
+    error.reported_elsewhere = os.environ.get("RANK", "0") != "0"
+    sys.exit(report(error))
 
 
 def _builder_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -76,7 +90,16 @@ def _builder_init(original: Callable[..., None]) -> Callable[..., None]:
 def _build_generic_dataset(original: Callable[..., Any]) -> Any:
     @wraps(original)
     def build_generic_dataset(cls: Any, is_built_on_rank: Any, synchronize_ranks: bool, *args: Any) -> Any:
-        return original(_of_training("dataset").safely_cached(cls, args), is_built_on_rank, synchronize_ranks, *args)
+        ours = _of_training("dataset")
+        try:
+            dataset = original(ours.safely_cached(cls, args), is_built_on_rank, synchronize_ranks, *args)
+        except Exception as error:
+            # It turns an OSError into a bare Exception that names an attribute of a class.
+            if isinstance(error.__cause__, OSError):
+                raise _of_training("index_cache").unwritable_cache(error.__cause__, args[-1].path_to_cache) from error
+            raise
+        ours.warn_of_stale_cache(dataset)
+        return dataset
 
     return staticmethod(build_generic_dataset)
 

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,8 @@ from megatron_miniplm.training.schedule import WHOLE_RUN, Phase, phases_of
 
 OBJECT_STORAGE = ("s3://", "msc://")
 _CHUNK_SEQUENCES = 1 << 22
+#: `GPTDataset` keeps the numbers of sequences as int32.
+MAX_SEQUENCES = 2**31 - 1
 #: `--from-scores` where nothing else was asked for.
 _DIFFERENCE = "reference - teacher"
 #: A weight of 0 in a loss mask would take the token out of the count that the loss is divided by; a much smaller one
@@ -59,6 +61,7 @@ class Refinement:
             pool = Pool(selection=Selection.open(Path(directory)), phases=phases)
             pool.check()
             for selected in pool.selection.prefixes:
+                refuse_too_many(selected.path, selected.num_source_sequences)
                 refined = RefinedPrefix(pool=pool, selected=selected, weighting=weighting)
                 if (twin := prefixes.setdefault(key_of(selected.path), refined)) is not refined:
                     raise InputError(
@@ -90,7 +93,20 @@ class Refinement:
 
 
 def key_of(path: str | Path) -> str:
-    return os.path.realpath(path)
+    """What tells prefixes apart: the real path of their index, so that links to a prefix are the prefix.
+
+    A view is an index of its own over another prefix's data, and is not that prefix.
+    """
+    return os.path.realpath(f"{path}.idx").removesuffix(".idx")
+
+
+def refuse_too_many(path: Path | str, num_sequences: int) -> None:
+    """Raise InputError where numbers of sequences do not fit the int32 of Megatron's document index."""
+    if num_sequences > MAX_SEQUENCES:
+        raise InputError(
+            f"{path} has {num_sequences:,} sequences, Megatron numbers at most {MAX_SEQUENCES:,} per prefix: train on "
+            "shards of it, each a prefix of its own (merge-datasets --as-data-args, instead of one merged corpus)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,35 +228,26 @@ class RefinedPrefix:
         """What an epoch has of a part of the selected sequences."""
         # A copy, since NumPy shuffles subclasses such as maps one by one.
         kept_K = np.array(self.selected.indices()[part], np.int32, subok=False)
-        weight_K = np.asarray(self.selected.weights()[part])
+        is_kept_K = None
         if self.pool.phases[phase].ratio is not None:
             is_kept_K = self.pool.keeps(self.selected, part, phase)
-            kept_K, weight_K = kept_K[is_kept_K], weight_K[is_kept_K]
+            kept_K = kept_K[is_kept_K]
         if self.weighting != "resample":
             return kept_K
+        weight_K = np.asarray(self.selected.weights()[part])
+        weight_K = weight_K if is_kept_K is None else weight_K[is_kept_K]
         # Epochs of different phases draw different numbers.
         draw = phase << 32 | epoch
-        return np.repeat(kept_K, copies_of(weight_K, kept_K + self.selected.start, seed=seed, epoch=draw))
+        ids_K = kept_K.astype(np.int64) + self.selected.start
+        return np.repeat(kept_K, copies_of(weight_K, ids_K, seed=seed, epoch=draw))
 
     def look_up(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What some kept sequences are ranked by, float64, -inf where nothing was scored; and weights, float32."""
-        indices, values, weights = self._arrays
-        places = np.searchsorted(indices, sequences)
-        return values[places], weights[places]
+        return self.selected.look_up(sequences)
 
     def loss_weights(self, weights: np.ndarray) -> np.ndarray:
         """What losses are multiplied by, float32: above 0, with mean 1 over the tokens of the selection."""
         return np.maximum(weights / self.pool.scale, _LEAST_WEIGHT).astype(np.float32)
-
-    @cached_property
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Indices, values and weights: mapped once a process, and as plain arrays, which are read faster."""
-        selected = self.selected
-        return np.asarray(selected.indices()), np.asarray(selected.values()), np.asarray(selected.weights())
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Without the maps: data workers make their own.
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def identity(self, starts: tuple[int, ...]) -> dict[str, Any]:
         """What decides the order of samples, for the key of Megatron's index cache.
@@ -267,9 +274,12 @@ class RefinedPrefix:
         selected, directory = self.selected, self.pool.selection.directory
         share = selected.num_sequences / max(1, selected.num_source_sequences)
         weighting = {"none": "all weights 1", "resample": "drawn by weight", "loss": "losses scaled by weight"}
+        described = weighting[self.weighting]
+        if self.weighting == "none" and self.pool.selection.summary.get("weights", "none") != "none":
+            described = "its weights are not used (--miniplm-weighting resample or loss would use them)"
         return (
             f"{selected.num_sequences:,} of {selected.num_source_sequences:,} sequences ({share:.1%}) by {directory}, "
-            f"{weighting[self.weighting]}"
+            f"{described}"
         )
 
     def check_corpus(self, path: str, num_sequences: int) -> None:

@@ -40,6 +40,7 @@ def refined_step(forward_step_func: Any, forward_backward_func: Any, model: list
     from megatron.training import get_args
 
     args = get_args()
+    _record_once()
     terms: list[TokenLossTerm] = []
     if args.miniplm_kd_teacher:
         from megatron_miniplm.training.distillation import Distillation
@@ -53,6 +54,17 @@ def refined_step(forward_step_func: Any, forward_backward_func: Any, model: list
         log = None if refinement is None else _log_of_run()
         forward_step_func = _refined(forward_step_func, terms, is_weighted=is_weighted, log=log)
     return forward_step_func, forward_backward_func
+
+
+@cache
+def _record_once() -> None:
+    """Leave what the run is trained and validated on beside its checkpoints and logs; rank 0, at the first step."""
+    from megatron.training import get_args
+
+    from megatron_miniplm.training.records import record_run
+
+    if torch.distributed.get_rank() == 0:
+        record_run(get_args(), refinement_of_run(get_args()))
 
 
 @cache

@@ -1,47 +1,98 @@
-import time
+"""What Megatron can read of `data_args.txt`, and what is refused before it is written."""
+
 from pathlib import Path
 
 import pytest
+from megatron_runs import write_corpus
 
-from megatron_miniplm.artifacts.data_args import expand_prefixes, prefixes_of, refuse_blanks, write_data_args
-from megatron_miniplm.errors import CorruptArtifactError, InputError
+from megatron_miniplm.artifacts.data_args import (
+    DATA_ARGS,
+    expand_prefixes,
+    prefixes_of,
+    refuse_unreadable,
+    write_data_args,
+)
+from megatron_miniplm.cli import run_tool
+from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
 
 
-@pytest.mark.parametrize("name", ["my data", "a\tb", "a\nb", "a\u00a0b", " a", "a "])
-def test_white_space_that_megatron_splits_at_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="has white space in it, at which Megatron splits"):
-        refuse_blanks([tmp_path / "fine", tmp_path / name])
-    with pytest.raises(InputError, match="has white space in it"):
+def test_prefixes_are_read_back_in_their_order_without_those_that_are_empty(tmp_path: Path) -> None:
+    corpora = [write_corpus(tmp_path / name, [[1, 2, 3]]) for name in ("b", "a")]
+    write_data_args(tmp_path, [(3, corpora[0].prefix), (0, tmp_path / "empty"), (3, corpora[1].prefix)])
+    assert (tmp_path / "data_args.txt").read_text() == f"3 {tmp_path}/b\n3 {tmp_path}/a\n"
+    assert expand_prefixes([tmp_path]) == [tmp_path / "b", tmp_path / "a"]
+
+
+@pytest.mark.parametrize("name", ["my data", "tab\there", "line\nbreak", "no\u00a0break", "ideographic\u3000space"])
+def test_a_path_that_would_be_split_is_refused(tmp_path: Path, name: str) -> None:
+    """`str.split`, by which Megatron reads the file, knows the blanks of Unicode too."""
+    with pytest.raises(InputError, match=r"contains a blank, tab or line break.*choose a path without one"):
         write_data_args(tmp_path, [(1, tmp_path / name)])
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "data_args.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "split-reference --reference-fraction 0.5 --input {corpus} --output {directory}",
+        "materialize --input {corpus} --output {directory}",
+        "convert-tokenization --tokenizer-type NullTokenizer --vocab-size 9 --input {corpus} --output {directory}",
+        "difference-sampling --ratio 0.5 --teacher-scores t --reference-scores r --output {directory}",
+    ],
+)
+def test_commands_refuse_such_a_directory_before_they_write(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, directory = write_corpus(tmp_path / "corpus", [[1, 2], [3, 4]]).prefix, tmp_path / "my data"
+    name, *words = [word.format(corpus=corpus, directory=directory) for word in command.split()]
+    assert run_tool(name, words) == 2
+    assert f"{str(directory)[:-5]}" in (shown := capsys.readouterr().err)
+    assert "contains a blank" in shown
+    assert not directory.exists()
+
+
+def test_a_list_of_prefixes_with_a_blank_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prefix = write_corpus(tmp_path / "my corpus", [[1, 2]]).prefix
+    assert run_tool("merge-datasets", ["--input", str(prefix), "--as-data-args", str(tmp_path / "blend")]) == 2
+    assert "contains a blank" in capsys.readouterr().err
+    assert not (tmp_path / "blend" / "data_args.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"5 /x\xff\n", "is not UTF-8 \\(byte 4\\)"),
+        (b"5\n", "must hold pairs"),
+        (b"/x 5\n", "must hold pairs"),
+        ("\u0665 /x\n".encode(), "must hold pairs"),
+        (b"5 /x\0y\n", "zero byte"),
+    ],
+)
+def test_a_damaged_list(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / DATA_ARGS).write_bytes(content)
+    with pytest.raises(CorruptArtifactError, match=message):
+        expand_prefixes([tmp_path])
+
+
+def test_a_list_that_is_a_device(tmp_path: Path) -> None:
+    (tmp_path / DATA_ARGS).symlink_to("/dev/zero")
+    with pytest.raises(MiniPLMError, match="expected a regular file"):
+        expand_prefixes([tmp_path])
+
+
+def test_many_prefixes_take_no_time(tmp_path: Path) -> None:
+    """Comparing each with each would take minutes."""
+    prefixes = [tmp_path / str(number) for number in range(20_000)]
+    assert len(expand_prefixes(prefixes)) == 20_000
+    with pytest.raises(InputError, match="7 stands twice"):
+        expand_prefixes([*prefixes, tmp_path / "7"])
 
 
 def test_a_working_directory_with_a_blank_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my data").mkdir()
     monkeypatch.chdir(tmp_path / "my data")
-    with pytest.raises(InputError, match=r"my data/corpus' has white space in it"):
-        refuse_blanks([Path("corpus")])
-
-
-def test_a_blend_is_read_back(tmp_path: Path) -> None:
-    write_data_args(tmp_path, [(5, tmp_path / "a"), (0, tmp_path / "empty"), (7, tmp_path / "ü")])
-    assert expand_prefixes([tmp_path]) == [tmp_path / "a", tmp_path / "ü"]
-
-
-def test_a_blend_that_is_not_utf8_is_damaged(tmp_path: Path) -> None:
-    (tmp_path / "data_args.txt").write_bytes(b"5 /x\xff\n")
-    with pytest.raises(CorruptArtifactError, match=r"data_args\.txt must be UTF-8, found byte 0xff at byte 4"):
-        expand_prefixes([tmp_path])
-
-
-def test_many_prefixes_take_time_in_proportion(tmp_path: Path) -> None:
-    """All pairs of 20,000 would take some 20 seconds."""
-    paths = [tmp_path / f"corpus_{number:05d}" for number in range(20_000)]
-    started = time.process_time()
-    assert expand_prefixes(paths) == paths
-    assert time.process_time() - started < 5
-    with pytest.raises(InputError, match="corpus_00007 stands twice in the corpus: give each prefix once"):
-        expand_prefixes([*paths, paths[7]])
+    with pytest.raises(InputError, match=r"my data/corpus' has a blank, tab or newline in it"):
+        refuse_unreadable([Path("corpus")])
 
 
 def test_a_directory_stands_for_its_prefixes_by_name(tmp_path: Path) -> None:

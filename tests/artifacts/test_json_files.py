@@ -2,7 +2,7 @@ import json
 import os
 
 import pytest
-from fuzzing import fuzz
+from fuzzing import JSON_VALUES, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,17 +70,8 @@ def test_what_cannot_be_opened(tmp_path):
             read_json(tmp_path / name, what="file")
 
 
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=3), inner, max_size=3)
-    ),
-    max_leaves=10,
-)
-
-
 @fuzz(150)
-@given(st.one_of(st.binary(max_size=60), _JSON.map(lambda value: json.dumps(value).encode())))
+@given(st.one_of(st.binary(max_size=60), JSON_VALUES.map(lambda value: json.dumps(value).encode())))
 def test_fuzz_json_is_a_value_that_can_be_written_again_or_one_error(data):
     try:
         value = parse_json(data, where="x", what="file", expected=object)

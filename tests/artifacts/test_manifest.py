@@ -1,6 +1,13 @@
+import copy
 import json
+import os
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
+from fuzzing import JSON_VALUES, fuzz
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_miniplm.artifacts import ArtifactInput, Manifest, load_manifest, manifest_path
 from megatron_miniplm.artifacts.manifest import checksum_of, input_of, verify_files
@@ -58,12 +65,15 @@ def test_below_a_file_is_missing_too(tmp_path):
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff"])
 def test_bad_json(tmp_path, content):
     (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(CorruptArtifactError, match=r"manifest\.json is not valid JSON .*: make the artifact again"):
+    with pytest.raises(
+        CorruptArtifactError, match=r"manifest\.json is not a valid manifest .*: make the artifact again"
+    ):
         load_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("content", "found"), [('{"format_version": 2}', "2"), ("{}", "None"), ("[]", "list"), ("3", "int")]
+    ("content", "found"),
+    [('{"format_version": 2}', "2"), ("{}", "None"), ('{"format_version": "%s"}' % ("9" * 60), "9{40}")],
 )
 def test_unknown_version(tmp_path, content, found):
     (tmp_path / "manifest.json").write_text(content)
@@ -83,16 +93,52 @@ def test_unknown_version(tmp_path, content, found):
         ("kind", None, "must be strings"),
         ("counts", [], "must be objects"),
         ("counts", {"num_tokens": "many"}, "counts must be integers"),
-        ("files", [], "bytes and blake2b"),
-        ("files", {"corpus.bin": {"bytes": 1}}, "bytes and blake2b"),
+        ("counts", {"num_tokens": 1 << 63}, "counts must be integers"),
+        ("counts", {"num_tokens": True}, "counts must be integers"),
+        ("counts", {"num_tokens": -1}, "counts must be integers"),
+        ("versions", {"numpy": 2}, "versions must be strings"),
+        ("settings", {"vocab_size": "32k"}, "the setting vocab_size must be int"),
+        ("files", [], "bytes, a count, and blake2b"),
+        ("files", {"corpus.bin": {"bytes": 1}}, "bytes, a count, and blake2b"),
+        ("files", {"corpus.bin": {"bytes": "1", "blake2b": ""}}, "bytes, a count, and blake2b"),
     ],
 )
 def test_wrong_fields(tmp_path, field, value, message):
     MANIFEST.write(tmp_path)
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    with pytest.raises(CorruptArtifactError, match=f"is not a manifest .*{message}.*: make the artifact again"):
+    with pytest.raises(CorruptArtifactError, match=f"is not a valid manifest .*{message}.*: make the artifact again"):
         load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../corpus.bin"])
+def test_files_below_the_artifact_only(tmp_path, name):
+    replace(MANIFEST, files={name: {"bytes": 0, "blake2b": "00"}}).write(tmp_path)
+    with pytest.raises(CorruptArtifactError, match=r"manifest\.json names the file .*expected a path below"):
+        load_manifest(tmp_path)
+
+
+def test_fuzz_a_damaged_manifest_is_one_error(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("fuzz")
+    MANIFEST.write(directory)
+    values = json.loads((directory / "manifest.json").read_text())
+
+    @fuzz(150)
+    @given(field=st.sampled_from([*values, "files/corpus.bin", "counts/num_sequences", "inputs/0"]), value=JSON_VALUES)
+    def try_value(field, value):
+        changed = copy.deepcopy(values)
+        *path, last = [int(part) if part.isdigit() else part for part in field.split("/")]
+        target = changed
+        for part in path:
+            target = target[part]
+        target[last] = value
+        (directory / "manifest.json").write_text(json.dumps(changed))
+        with suppress(CorruptArtifactError):
+            manifest = load_manifest(directory)
+            verify_files(directory, manifest)
+            manifest.write(directory / "again")
+
+    try_value()
 
 
 def test_lacking_field(tmp_path):
@@ -115,6 +161,10 @@ def test_verify_files_tells_intact_missing_shorter_and_changed(tmp_path):
     (tmp_path / "missing").unlink()
     (tmp_path / "shorter").write_bytes(b"conten")
     (tmp_path / "changed").write_bytes(b"Content")
+    os.mkfifo(tmp_path / "missing")
+    (fault,) = verify_files(tmp_path, replace(manifest, files={"missing": {"bytes": 0, "blake2b": "00"}}))
+    assert "is a FIFO" in fault
+    (tmp_path / "missing").unlink()
     assert verify_files(tmp_path, manifest) == [
         f"{tmp_path}/missing is missing",
         f"{tmp_path}/shorter has 6 bytes, its manifest says 7",

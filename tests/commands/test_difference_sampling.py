@@ -4,7 +4,9 @@ import pytest
 from megatron_runs import write_corpus
 from score_stores import write_scores
 
+from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.cli import run_tool
+from megatron_miniplm.training.refinement import Refinement
 
 STORES = ["--teacher-scores", "teacher", "--reference-scores", "reference"]
 
@@ -75,3 +77,31 @@ def test_scores_of_both_models_or_predictions(capsys: pytest.CaptureFixture[str]
     assert run_tool("difference-sampling", [*given, "--ratio", "0.5", "--output", "refined"]) == 2
     expected = "error: give --teacher-scores and --reference-scores, or --difference-scores, or all three\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("index_only", [False, True])
+def test_the_flags_that_use_the_weights(capsys: pytest.CaptureFixture[str], index_only: bool) -> None:
+    """The printed blend is of prefixes that `--miniplm-selection` refines, with the weights of the selection."""
+    flags = ["--ratio", "0.5", "--weights", "softmax", "--output", "refined", *(["--index-only"] if index_only else [])]
+    assert run_tool("difference-sampling", [*STORES, *flags]) == 0
+    hint = capsys.readouterr().out.splitlines()[-1]
+    assert "--miniplm-selection refined --miniplm-weighting resample" in hint
+    if index_only:
+        (prefix,) = expand_prefixes(["refined"])
+    else:
+        prefix = Path(hint.partition("--data-path ")[2].split()[1])
+    refined = Refinement.open(["refined"], weighting="loss").of(str(prefix))
+    assert refined is not None
+    assert refined.loss_weights(refined.look_up(refined.selected.indices())[1]).tolist() != [1.0, 1.0]
+
+
+def test_views_that_repeat_by_weight_need_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--ratio", "0.5", "--weights", "softmax", "--repeat-by-weight", "--output", "refined"]
+    assert run_tool("difference-sampling", [*STORES, *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "train on it with: --data-args-path refined/data_args.txt"
+
+
+def test_a_blank_in_a_path_is_refused_before_anything_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool("difference-sampling", [*STORES, "--ratio", "0.5", "--output", "my data/refined"]) == 2
+    assert "has a blank, tab or newline in it" in capsys.readouterr().err
+    assert not Path("my data").exists()

@@ -7,6 +7,7 @@ import pytest
 from megatron_runs import write_corpus
 from score_stores import write_scores
 from selections import sample
+from tokenizers import Tokenizer
 
 from megatron_miniplm.cli import main
 from megatron_miniplm.commands.explain import SHOWN_CHARACTERS
@@ -130,6 +131,20 @@ def test_without_a_sidecar(capsys: pytest.CaptureFixture[str]) -> None:
     (one,) = json.loads(explain(capsys, "bare", "--sequence", "0", "--json")[1])["sequences"]
     assert one["passages"] == []
     assert one["no_source"] in lines[-1]
+
+
+def test_without_a_sidecar_but_with_a_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
+    """The text by the tokens, from explain and from inspect."""
+    flags = ["--sequence", "0", "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", "bpe"]
+    text = Tokenizer.from_file("bpe/tokenizer.json").decode([1, 2], skip_special_tokens=False)
+    assert text.strip()
+    exit_code, out, _ = explain(capsys, "bare", *flags)
+    assert exit_code == 0
+    assert out.splitlines()[-1].split() == ["decoded", *text.split()]
+    assert main(["inspect", "a/bare", *flags]) == 0
+    assert capsys.readouterr().out == f"--- decoded from the tokens\n{text}\n"
+    assert main(["inspect", "a/bare", "--sequence", "0"]) == 2
+    assert "give --tokenizer-type and --tokenizer-model to decode its tokens" in capsys.readouterr().err
 
 
 def test_text_that_has_gone_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,7 +192,7 @@ CORRUPTIONS = {
     ),
     "a manifest that is not JSON": (
         lambda prefix: overwrite(f"{prefix}.manifest.json", 0, b"?"),
-        ["pile.manifest.json is not valid JSON"],
+        ["pile.manifest.json is not a valid manifest"],
     ),
     "no data": (
         lambda prefix: os.unlink(f"{prefix}.bin"),

@@ -117,3 +117,15 @@ def test_a_growing_batch_by_hand() -> None:
 def test_refusals(flags: dict[str, object], iteration: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         samples_of_iteration(run_of(**flags), iteration)
+
+
+def test_a_ramp_up_that_this_megatron_ignores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.17 grows the batch by this flag, later ones take it and do not: the samples of a step depend on it."""
+    from megatron.core import num_microbatches_calculator as calculator
+
+    run = run_of(rampup_batch_size=[4, 4, 40])
+    if not hasattr(calculator, "RampupBatchsizeNumMicroBatchesCalculator"):
+        with pytest.raises(InputError, match=r"--rampup-batch-size: megatron-core .* ignores this flag"):
+            samples_of_iteration(run, 3)
+        return
+    assert samples_of_iteration(run, 3) == range(8, 12)

@@ -99,7 +99,7 @@ def test_a_damaged_manifest(capsys: pytest.CaptureFixture[str]) -> None:
     Path("pile.manifest.json").write_text("?")
     exit_code, out, err = lineage(capsys, "pile")
     assert (exit_code, out) == (2, "")
-    assert err.startswith("error: pile.manifest.json is not valid JSON")
+    assert err.startswith("error: pile.manifest.json is not a valid manifest")
     assert "its manifest is damaged" in lineage(capsys, "selection")[1]
 
 

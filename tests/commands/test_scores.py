@@ -203,8 +203,8 @@ def test_verify_names_all_bad_blocks(finished: ScoreStore, capsys: pytest.Captur
     assert run_tool("scores", ["teacher", "--verify", "--to-parquet", "scores.parquet"]) == 2
     captured = capsys.readouterr()
     remedy = "delete it and run the same scoring command again"
-    first = f"teacher/blocks/00000000.npy has 275 bytes, expected 276: {remedy}"
-    second = f"teacher/blocks/00000002.npy has 267 bytes, expected 268: {remedy}"
+    first = f"teacher/blocks/00000000.npy has 291 bytes, expected 292: {remedy}"
+    second = f"teacher/blocks/00000002.npy has 283 bytes, expected 284: {remedy}"
     assert captured.out.splitlines()[-2:] == [first, second]
     assert captured.err == f"error: {first} (and 1 more)\n"
     assert not Path("scores.parquet").exists()

@@ -153,11 +153,12 @@ def test_who_comes_while_another_writes_is_refused(
         late = finish(start(context, command(tool, other=other), directory, log="late"))
         pause.resume.set()
         assert finish(first) == 0, log_of(directory)
-        is_refused = "is being written by another process: wait for it, or stop it" in log_of(directory, "late")
-        is_finished = "is complete already" in log_of(directory, "late") or "other inputs" in log_of(directory, "late")
-        assert is_refused or is_finished, (step, log_of(directory, "late"))
-        assert late == (0 if is_finished and not other else 2)
-        assert is_refused or step > num_steps // 2
+        said = log_of(directory, "late")
+        if "is being written by another process: wait for it, or stop it" in said:
+            assert late == 2, said
+        else:  # the first had finished, but for the removal of its temporary files, or one of its prefixes
+            assert step > 0, said
+            assert "other inputs" in said if other else late == 0, said
         assert directory_bytes(directory / "out") == expected
         assert list((directory / "out").rglob(".*")) == []
 

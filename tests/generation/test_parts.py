@@ -1,5 +1,8 @@
 """Parts appear whole, say when they are damaged, and do not mix with those of another command."""
 
+import os
+import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +42,53 @@ def test_a_part_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_bytes_are_those_of_the_docstring(tmp_path: Path) -> None:
-    data = part(2).to_bytes()
+    data = part(2).to_bytes("ab" * 16)
     assert data.count(b"\x93NUMPY\x01\x00") == 2
-    assert data[-8:-4] == b"\x00\x00\x07\x00", "the tokens of the second sequence, little-endian"
+    assert data[-24:-20] == b"\x00\x00\x07\x00", "the tokens of the second sequence, little-endian"
+    assert data[-20:-4] == b"\xab" * 16
+    assert data[-4:] == zlib.crc32(data[:-4]).to_bytes(4, "little")
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "another plan"])
+@pytest.mark.parametrize("damage", ["cut", "longer", "flipped", "empty", "another plan"])
 def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     parts = open_parts(tmp_path / "out.parts")
     parts.write_block(0, part())
-    data = bytearray(part(2).to_bytes() if damage == "another plan" else part().to_bytes())
+    data = bytearray(part(2 if damage == "another plan" else 3).to_bytes(parts.identity_digest))
     if damage == "flipped":
-        data[-6] ^= 1
+        data[-22] ^= 1
     path = parts.part_path(0)
-    path.write_bytes({"cut": data[:-1], "empty": b""}.get(damage, data))
+    path.write_bytes({"cut": data[:-1], "empty": b"", "longer": data + b"x"}.get(damage, data))
     with pytest.raises(CorruptArtifactError, match=r"00000000\.part is damaged .*: delete it and run the same"):
         parts.check()
+
+
+def test_every_byte_of_a_part_counts(tmp_path: Path) -> None:
+    parts = open_parts(tmp_path / "out.parts")
+    parts.write_block(0, part())
+    data = parts.part_path(0).read_bytes()
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= 1
+        parts.part_path(0).write_bytes(changed)
+        with pytest.raises(CorruptArtifactError, match="is damaged"):
+            parts.read_block(0)
+
+
+def test_a_part_of_a_job_that_outlived_its_directory_is_refused(tmp_path: Path) -> None:
+    """Somebody deletes the directory and starts another command while the first still works."""
+    first = open_parts(tmp_path / "out.parts")
+    shutil.rmtree(first.directory)
+    second = open_parts(tmp_path / "out.parts", {**IDENTITY, "model": {"weights": "b"}})
+    assert first.write_block(0, part())
+    with pytest.raises(CorruptArtifactError, match=r"generated under the identity [0-9a-f]{8}, not [0-9a-f]{8}"):
+        second.read_block(0)
+
+
+def test_a_part_that_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    parts = open_parts(tmp_path / "out.parts")
+    os.mkfifo(parts.part_path(0))
+    with pytest.raises(CorruptArtifactError, match="is a FIFO"):
+        parts.read_block(0)
 
 
 def test_parts_of_another_command_are_refused(tmp_path: Path) -> None:
@@ -75,11 +109,11 @@ def test_a_directory_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
         open_parts(tmp_path / "file.parts")
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff"])
 def test_a_damaged_identity_is_named(tmp_path: Path, content: bytes) -> None:
     parts = open_parts(tmp_path / "out.parts")
     (parts.directory / "identity.json").write_bytes(content)
-    with pytest.raises(CorruptArtifactError, match=r"identity.json is damaged: delete"):
+    with pytest.raises(CorruptArtifactError, match=r"identity.json is not a valid .*: delete .*parts, or give"):
         open_parts(tmp_path / "out.parts")
 
 

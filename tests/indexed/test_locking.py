@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.indexed.locking import DIRECTORY_LOCK, directory_lock, prefix_lock
+from megatron_miniplm.indexed.locking import prefix_lock
 
 
 def hold(path: Path) -> int:
@@ -30,22 +30,6 @@ def test_what_another_process_holds_is_refused_by_name(tmp_path: Path) -> None:
     os.close(descriptor)
     with prefix_lock(tmp_path / "corpus"):
         pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_lock_that_nobody_holds_tells_of_a_killed_process(tmp_path: Path) -> None:
-    with directory_lock(tmp_path / "new") as was_killed:
-        assert not was_killed
-        (tmp_path / "new" / "file").touch()
-    (tmp_path / "new" / DIRECTORY_LOCK).touch()
-    with directory_lock(tmp_path / "new") as was_killed:
-        assert was_killed
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
-
-
-def test_a_new_directory_into_which_nothing_was_put_goes_again(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), directory_lock(tmp_path / "new"):
-        raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from megatron_runs import random_sequences, write_corpus
+from selections import seal
 
 from megatron_miniplm.artifacts import Manifest, load_manifest
 from megatron_miniplm.artifacts.data_args import write_data_args
@@ -52,6 +53,7 @@ def selection(corpora: list[IndexedCorpus], tmp_path: Path) -> Path:
         indices_K = np.array(CHOSEN[name], np.int64)
         np.save(directory / f"{name}.indices.npy", indices_K)
         np.save(directory / f"{name}.weights.npy", np.ones(len(indices_K), np.float32))
+        np.save(directory / f"{name}.values.npy", np.zeros(len(indices_K)))
         entries.append(
             {
                 "name": name,
@@ -64,10 +66,11 @@ def selection(corpora: list[IndexedCorpus], tmp_path: Path) -> Path:
                 "indices": f"{name}.indices.npy",
                 "weights": f"{name}.weights.npy",
                 "values": f"{name}.values.npy",
+                "checksums": f"{name}.checksums.npy",
                 "view": None,
             }
         )
-    (directory / "selection.json").write_text(json.dumps({"format_version": 2, "prefixes": entries}))
+    (directory / "selection.json").write_text(json.dumps({"format_version": 3, "prefixes": entries}))
     write_data_args(directory, [(corpus.num_tokens, corpus.prefix) for corpus in corpora])  # not what is kept
     Manifest(
         kind="selection",
@@ -77,6 +80,7 @@ def selection(corpora: list[IndexedCorpus], tmp_path: Path) -> Path:
             input_of("corpus", corpus.prefix, corpus.fingerprint(), relative_to=directory) for corpus in corpora
         ),
     ).write(directory)
+    seal(directory)
     return directory
 
 

@@ -1,19 +1,27 @@
 import errno
 import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from fuzzing import fuzz
+from hypothesis import given
+from hypothesis import strategies as st
 
-from megatron_miniplm.errors import CorruptArtifactError, InputError
+from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, write_view
 from megatron_miniplm.indexed import sidecar as sidecar_module
 from megatron_miniplm.indexed.pieces import Pieces, crc32_of_runs
 from megatron_miniplm.indexed.sidecar import (
+    SCHEMA,
     Sidecar,
     SidecarWriter,
     as_table,
+    fill_domains_and_bytes,
     find_mismatch,
     sidecar_path,
     source_sequence,
@@ -136,11 +144,11 @@ def test_a_view_of_another_corpus_is_refused(corpus: IndexedCorpus, tmp_path: Pa
 
 def rewrite(corpus: IndexedCorpus, **columns: object) -> Sidecar:
     path = sidecar_path(corpus.prefix)
-    table = pyarrow.parquet.read_table(path)
+    table = pq.read_table(path)
     for name, values in columns.items():
         index = table.schema.get_field_index(name)
-        table = table.set_column(index, table.schema.field(name), pyarrow.array(values, table.schema.field(name).type))
-    pyarrow.parquet.write_table(table, path)
+        table = table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+    pq.write_table(table, path)
     return Sidecar(path)
 
 
@@ -186,6 +194,137 @@ def test_what_is_no_sidecar_is_refused(corpus: IndexedCorpus, tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CorruptArtifactError, match=r"pile\.documents\.parquet is not a whole Parquet file"):
         Sidecar(path)
-    pyarrow.parquet.write_table(pyarrow.table({"sequence": [0]}), path)
-    with pytest.raises(CorruptArtifactError, match="has sidecar format none, this release reads 1"):
+    pq.write_table(pa.table({"sequence": [0]}), path)
+    with pytest.raises(CorruptArtifactError, match="has sidecar format none, this release reads 1 and 2"):
         Sidecar(path)
+
+
+def replace_sidecar(
+    corpus: IndexedCorpus, change: Callable[[pa.Table], pa.Table], *, version: str | None = None
+) -> Path:
+    """Replace the sidecar by a changed one, as another tool would write it."""
+    path = sidecar_path(corpus.prefix)
+    table = change(pq.read_table(path))
+    metadata = {b"miniplm_sidecar_version": (version or str(sidecar_module.FORMAT_VERSION)).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
+def with_column(name: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        return table.set_column(table.schema.get_field_index(name), name, values)
+
+    return change
+
+
+def read_all(corpus: IndexedCorpus) -> list[pa.Table]:
+    sidecar = Sidecar.of(corpus)
+    assert sidecar is not None
+    return list(sidecar.tables())
+
+
+def test_a_sidecar_of_format_1_is_read(corpus: IndexedCorpus) -> None:
+    replace_sidecar(corpus, lambda table: table, version="1")
+    (table,) = read_all(corpus)
+    assert table["sequence"].to_pylist() == SEQUENCE_P.tolist()
+    replace_sidecar(corpus, lambda table: table, version="3")
+    with pytest.raises(CorruptArtifactError, match="has sidecar format 3, this release reads 1 and 2"):
+        read_all(corpus)
+
+
+@pytest.mark.parametrize("same_lengths", [True, False])
+def test_the_sidecar_of_another_corpus_is_refused_as_it_is_read(
+    corpus: IndexedCorpus, tmp_path: Path, same_lengths: bool
+) -> None:
+    """Corpora in chunks all have the same lengths: there the checksums tell."""
+    lengths_N = LENGTHS_N if same_lengths else LENGTHS_N[::-1]
+    with IndexedWriter(tmp_path / "other", np.dtype("<u2")) as writer:
+        writer.append(TOKENS_T[::-1], lengths_N)
+        writer.close()
+    other = IndexedCorpus.open(tmp_path / "other")
+    sidecar_path(other.prefix).write_bytes(sidecar_path(corpus.prefix).read_bytes())
+    with pytest.raises(CorruptArtifactError, match="belongs to another corpus"):
+        read_all(other)
+    sidecar = Sidecar.of(other)
+    assert sidecar is not None
+    with pytest.raises(CorruptArtifactError, match="belongs to another corpus"):
+        sidecar.pieces_of(1)
+    domain_N, bytes_N = np.zeros(4, np.uint16), np.zeros(4, np.int64)
+    with pytest.raises(CorruptArtifactError, match="belongs to another corpus"):
+        fill_domains_and_bytes(sidecar, other, domain_N, bytes_N)
+
+
+def test_a_view_is_compared_with_its_source(corpus: IndexedCorpus, tmp_path: Path) -> None:
+    view = IndexedCorpus.open(write_view(corpus, np.array([3, 1]), tmp_path / "views", label="some", settings={}))
+    assert len(read_all(view)[0]) == len(SEQUENCE_P)
+    replace_sidecar(corpus, lambda table: table.slice(0, 4))
+    with pytest.raises(CorruptArtifactError, match="ends with sequence 2, the index with 3"):
+        read_all(view)
+
+
+def test_a_damaged_page_is_found(corpus: IndexedCorpus) -> None:
+    """In any column, though no statistics and no schema know of it."""
+    path = sidecar_path(corpus.prefix)
+    content = path.read_bytes()
+    column = pq.ParquetFile(path).metadata.row_group(0).column(9)
+    data = bytearray(content)
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start + column.total_compressed_size - 1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptArtifactError, match="row group 0: cannot be read"):
+        read_all(corpus)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.slice(0, 0), "has no rows, the index with 3"),
+        (lambda table: table.drop_columns(["piece"]), "has column piece of type none, expected int32"),
+        (with_column("position", pa.nulls(5, pa.int64())), "has 5 nulls in column position"),
+        (with_column("position", pa.array([0.0] * 5)), "has column position of type double, expected int64"),
+        (with_column("sequence", pa.array([-1, 0, 1, 2, 3])), "has a negative number in column sequence"),
+        (with_column("sequence", pa.array([0, 1, 1, 2, 2**62])), "has other tokens there than in the index"),
+        (with_column("num_tokens", pa.array([2**31 - 1] * 5, pa.int32())), "has other tokens there than in the index"),
+        (with_column("id", pa.array(["a"] * 5).dictionary_encode()), "has column id of type dictionary"),
+    ],
+)
+def test_rows_that_cannot_be(corpus: IndexedCorpus, change: Callable[[pa.Table], pa.Table], message: str) -> None:
+    replace_sidecar(corpus, change)
+    with pytest.raises(CorruptArtifactError, match=message):
+        read_all(corpus)
+
+
+def test_a_row_group_that_would_fill_the_memory(corpus: IndexedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sidecar_module, "_ROW_GROUP_PIECES", 3)
+    with pytest.raises(CorruptArtifactError, match=r"has 5 rows and .* expected at most 3"):
+        read_all(corpus)
+
+
+@fuzz(60)
+@given(data=st.data())
+def test_fuzz(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Bytes of the file, or values of its rows: rows that belong to the corpus, or one of our errors."""
+    prefix = tmp_path_factory.mktemp("fuzzed") / "pile"
+    with IndexedWriter(prefix, np.dtype("<u2")) as writer, SidecarWriter(prefix) as written:
+        writer.append(TOKENS_T, LENGTHS_N)
+        written.append(as_table(pieces(), "../a.jsonl", 0))
+        written.close()
+        writer.close()
+    corpus = IndexedCorpus.open(prefix)
+    path = sidecar_path(prefix)
+    if data.draw(st.booleans()):
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 3))):
+            place = data.draw(st.integers(0, max(0, len(content) - 1)))
+            content[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=6))
+        path.write_bytes(content)
+    else:
+        field = data.draw(st.sampled_from([field for field in SCHEMA if pa.types.is_integer(field.type)]))
+        bits = field.type.bit_width - (0 if pa.types.is_unsigned_integer(field.type) else 1)
+        low = 0 if pa.types.is_unsigned_integer(field.type) else -(2**bits)
+        values = data.draw(st.lists(st.integers(low, 2**bits - 1) | st.none(), min_size=5, max_size=5))
+        replace_sidecar(corpus, with_column(field.name, pa.array(values, field.type)))
+    with suppress(MiniPLMError):
+        read_all(corpus)
+    with suppress(MiniPLMError):
+        Sidecar.of(corpus).pieces_of(1)  # type: ignore[union-attr]

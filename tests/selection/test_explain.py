@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from megatron_runs import write_corpus
 from score_stores import write_scores
-from selections import sample
+from selections import sample, seal
 
 from megatron_miniplm.artifacts.scores import NOT_SCORED, PREDICTED_DIFFERENCE
 from megatron_miniplm.artifacts.selections import Selection, copies_of
@@ -352,6 +352,7 @@ def tampered(indices: list[int]) -> str:
     """The message for other indices of the first prefix, of which 0 and 3 are kept."""
     sample(TEACHER, REFERENCE, OUTPUT)
     np.save(OUTPUT / "0000_web.indices.npy", np.array(indices, "<i8"))
+    seal(OUTPUT)
     with pytest.raises(CorruptArtifactError) as caught:
         explain(Selection.open(OUTPUT), [5])
     return str(caught.value)
@@ -379,13 +380,19 @@ def test_an_index_beyond_the_prefix_that_is_counted() -> None:
     summary = json.loads((OUTPUT / "selection.json").read_text())
     summary["prefixes"][0]["num_sequences"] = 3
     (OUTPUT / "selection.json").write_text(json.dumps(summary))
-    np.save(OUTPUT / "0000_web.indices.npy", np.array([0, 3, 4], "<i8"))
+    for name, array in (
+        ("indices", np.array([0, 3, 4], "<i8")),
+        ("weights", np.ones(3, "<f4")),
+        ("values", np.zeros(3)),
+    ):
+        np.save(OUTPUT / f"0000_web.{name}.npy", array)
+    seal(OUTPUT)
     with pytest.raises(CorruptArtifactError, match=r"0000_web.indices.npy has sequence 4, which is not what"):
         explain(Selection.open(OUTPUT), [5])
 
 
 def test_too_many_indices() -> None:
-    assert "holds (3,) of int64, expected (2,) of int64" in tampered([0, 1, 3])
+    assert "152 bytes, expected 2 values of int64 in 144 bytes" in tampered([0, 1, 3])
 
 
 def test_another_threshold_than_that_of_the_indices() -> None:
@@ -393,6 +400,7 @@ def test_another_threshold_than_that_of_the_indices() -> None:
     summary = json.loads((OUTPUT / "selection.json").read_text())
     summary["thresholds"][0]["sequence"] = 5
     (OUTPUT / "selection.json").write_text(json.dumps(summary))
+    seal(OUTPUT)
     with pytest.raises(
         CorruptArtifactError, match=r"0002_code.indices.npy has sequence 2, which is not what the scores"
     ):
@@ -405,6 +413,7 @@ def test_a_summary_that_lacks_something(name: str) -> None:
     summary = json.loads((OUTPUT / "selection.json").read_text())
     del summary[name]
     (OUTPUT / "selection.json").write_text(json.dumps(summary))
+    seal(OUTPUT)
     with pytest.raises(CorruptArtifactError, match=f"selection.json does not say how it was made .*{name}"):
         explain(Selection.open(OUTPUT), [0])
 

@@ -103,7 +103,7 @@ def test_selection_json_by_hand(teacher: Path, reference: Path, output: Path) ->
     assert summary == json.loads((output / "selection.json").read_text())
     prefixes = summary.pop("prefixes")
     assert summary == {
-        "format_version": 2,
+        "format_version": 3,
         "ratio": 0.5,
         "ratio_of": "sequences",
         "sampling": "top",
@@ -259,5 +259,5 @@ def test_a_selection_of_another_format(teacher: Path, reference: Path, output: P
     sample(teacher, reference, output)
     summary = json.loads((output / "selection.json").read_text())
     (output / "selection.json").write_text(json.dumps({**summary, "format_version": 0}))
-    with pytest.raises(CorruptArtifactError, match=r"selection\.json has format version 0, this release reads 2"):
+    with pytest.raises(CorruptArtifactError, match=r"selection\.json has format version 0, this release reads 3"):
         Selection.open(output)

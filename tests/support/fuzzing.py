@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 
 from hypothesis import settings
+from hypothesis import strategies as st
 
 from megatron_miniplm.errors import MiniPLMError
 
@@ -23,3 +24,11 @@ def refusal_of(action: Callable[[], object]) -> MiniPLMError | None:
     except MiniPLMError as error:
         return error
     return None
+
+
+#: What may stand anywhere in a JSON file, beyond what JSON allows: NaN, large numbers, lone surrogates.
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=10,
+)

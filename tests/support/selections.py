@@ -1,6 +1,8 @@
 """Selections made in a line, and ranks that are threads."""
 
+import json
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from megatron_miniplm.artifacts.atomic import write_array
+from megatron_miniplm.artifacts.manifest import checksum_of
+from megatron_miniplm.artifacts.selected_arrays import CHECKSUM_DTYPE, BlockChecksums
+from megatron_miniplm.artifacts.selections import ARRAYS, SELECTION
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.sidecar import SCHEMA, SidecarWriter
 from megatron_miniplm.selection.difference import DIFFERENCE, Measure
@@ -84,7 +90,7 @@ def on_ranks[Result](body: Callable[[Ranks], Result], num_ranks: int) -> list[Re
 
 
 def write_sidecar(corpus: IndexedCorpus, domains: Sequence[str | None], text_bytes: Sequence[int]) -> None:
-    """A sidecar of one piece a sequence; checksums and places in the text are made up."""
+    """A sidecar of one piece per sequence; places in the text are made up."""
     num_sequences = len(corpus)
     columns = {
         "sequence": list(range(num_sequences)),
@@ -94,7 +100,7 @@ def write_sidecar(corpus: IndexedCorpus, domains: Sequence[str | None], text_byt
         "start_byte": [0] * num_sequences,
         "text_bytes": list(text_bytes),
         "num_tokens": corpus.lengths_N.tolist(),
-        "crc32": [0] * num_sequences,
+        "crc32": [zlib.crc32(corpus.sequence(sequence)) for sequence in range(num_sequences)],
         "id": [str(sequence) for sequence in range(num_sequences)],
         "domain": list(domains),
     }
@@ -106,3 +112,24 @@ def write_sidecar(corpus: IndexedCorpus, domains: Sequence[str | None], text_byt
     with SidecarWriter(corpus.prefix) as writer:
         writer.append(pa.Table.from_arrays(arrays, schema=SCHEMA))
         writer.close()
+
+
+def seal(directory: Path) -> None:
+    """Make a selection that was written or changed by hand whole again: checksums and manifest of what is there."""
+    entries = json.loads((directory / SELECTION).read_text())["prefixes"]
+    names = [SELECTION]
+    for entry in entries:
+        crc32 = {}
+        for what in ("indices", "weights", "values"):
+            array = np.load(directory / entry[what])
+            checksums = BlockChecksums(array.dtype)
+            checksums.add(array)
+            crc32[what] = checksums.finished()
+        checksums_B = np.zeros(len(crc32["indices"]), CHECKSUM_DTYPE)
+        for what, found in crc32.items():
+            checksums_B[what] = found
+        write_array(directory / entry["checksums"], checksums_B)
+        names += [entry[what] for what in ARRAYS]
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"] = {name: checksum_of(directory / name) for name in names}
+    (directory / "manifest.json").write_text(json.dumps(manifest))

@@ -1,8 +1,10 @@
 """What a refined dataset reads, against the selection itself."""
 
 import pickle
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,20 @@ import numpy as np
 import pytest
 import torch
 from megatron.core.datasets.gpt_dataset import GPTDataset, MockGPTDataset
-from megatron_runs import CONTEXT_TOKENS
+from megatron_runs import CONTEXT_TOKENS, write_corpus
 from refined_runs import ScoredCorpora
 
-from megatron_miniplm.artifacts.selections import Selection
-from megatron_miniplm.errors import FingerprintMismatchError, InputError
-from megatron_miniplm.training.dataset import CONSUMED, STATISTICS, DifferenceSampledGPTDataset, parts_of
-from megatron_miniplm.training.refinement import Refinement
+from megatron_miniplm.artifacts.selections import Selection, copies_of
+from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
+from megatron_miniplm.indexed import write_view
+from megatron_miniplm.training.dataset import (
+    CONSUMED,
+    STATISTICS,
+    DifferenceSampledGPTDataset,
+    parts_of,
+    warn_of_stale_cache,
+)
+from megatron_miniplm.training.refinement import Refinement, refuse_too_many
 
 Build = Callable[..., Any]
 
@@ -232,3 +241,94 @@ def test_a_prefix_of_which_nothing_is_kept(build: Build, scored: ScoredCorpora) 
         InputError, match=r"web has no token kept by the selection among its sequences 0 to \d+ \(train\)"
     ):
         build(selection=[half], blend=([path], None), config={"split": split})
+
+
+def test_a_prefix_whose_files_are_links_is_the_prefix(build: Build, scored: ScoredCorpora, tmp_path: Path) -> None:
+    half = scored.select("half", ratio=0.5)
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"linked{suffix}").symlink_to(scored.corpora[0].prefix.with_suffix(suffix))
+    dataset = build(selection=[half], blend=([str(tmp_path / "linked")], None))
+    assert set(sequences_of(dataset)) == kept(half)[0]
+
+
+def test_a_view_is_not_the_prefix_that_it_is_of(build: Build, scored: ScoredCorpora, tmp_path: Path) -> None:
+    view = write_view(scored.corpora[0], np.arange(50), tmp_path, label="some", settings={})
+    with pytest.raises(InputError, match="give those prefixes, not views of them"):
+        build(selection=[scored.select("half", ratio=0.5)], blend=([str(view)], None))
+
+
+@pytest.mark.parametrize("what", ["indices", "weights", "values"])
+def test_a_flipped_bit_is_not_trained_on(build: Build, scored: ScoredCorpora, tmp_path: Path, what: str) -> None:
+    """Of the indices when they are drawn from; of weights and values when a sample has them."""
+    from megatron_miniplm.training import dataset as module
+
+    half = scored.directory / f"flipped_{what}"
+    shutil.copytree(scored.select("half", ratio=0.5), half)
+    path = next(half.glob(f"*_web.{what}.npy"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    module._refinement.cache_clear()
+
+    def read() -> None:
+        dataset = build(selection=[half], weighting="loss")
+        for position in range(len(dataset)):
+            dataset[position]
+
+    with pytest.raises(CorruptArtifactError, match=rf"web\.{what}\.npy: entries 0 to \d+ do not match their checksum"):
+        read()
+
+
+def test_multi_token_prediction_with_loss_weights_is_refused(build: Build, scored: ScoredCorpora) -> None:
+    weighted = scored.select("weighted", ratio=0.9, weights="linear")
+    with pytest.raises(InputError, match="--miniplm-weighting loss with --mtp-num-layers"):
+        build(selection=[weighted], weighting="loss", mtp_num_layers=1)
+    build(selection=[weighted], weighting="resample", mtp_num_layers=1)
+
+
+def test_a_dry_run_that_a_script_does_not_know(build: Build, scored: ScoredCorpora) -> None:
+    with pytest.raises(InputError, match="--miniplm-dry-run: a script that is started"):
+        build(miniplm_dry_run=True)
+
+
+def test_more_sequences_than_megatron_can_number(scored: ScoredCorpora) -> None:
+    refuse_too_many("web", 2**31 - 1)
+    with pytest.raises(InputError, match=r"web has 2,147,483,648 sequences, .* at most 2,147,483,647"):
+        refuse_too_many("web", 2**31)
+
+
+def test_global_ids_beyond_int32(scored: ScoredCorpora) -> None:
+    """The draws of a prefix that begins at sequence 3e9 are those of its global ids."""
+    weighted = scored.select("weighted", ratio=0.9, weights="linear")
+    refined = Refinement.open([str(weighted)], weighting="resample").of(str(scored.corpora[0].prefix))
+    assert refined is not None
+    far = replace(refined, selected=replace(refined.selected, start=3_000_000_000))
+    drawn = far.epoch(0, 120, phase=0, epoch=0, seed=1)
+    indices_K = np.asarray(far.selected.indices())
+    expected = np.repeat(indices_K, copies_of(far.selected.weights(), indices_K + 3_000_000_000, seed=1))
+    assert drawn.tolist() == expected.tolist()
+
+
+def test_a_corpus_made_anew_under_an_old_name(build: Build, scored: ScoredCorpora, tmp_path: Path) -> None:
+    """Megatron's index cache knows prefixes by path; a blend with a selection knows what they hold."""
+    half = scored.select("half", ratio=0.5)
+    place = tmp_path / "more"
+    blend = ([str(scored.corpora[0].prefix), str(place)], [0.5, 0.5])
+    for num_sequences in (40, 100):
+        write_corpus(place, [[k % 50] * 20 for k in range(num_sequences)])
+        other = build(400, selection=[half], blend=blend).datasets[1]
+        assert set(sequences_of(other)) == set(range(num_sequences))
+
+
+def test_a_cache_that_is_older_than_its_index(
+    build: Build, scored: ScoredCorpora, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "plain"
+    write_corpus(place, [[k % 50] * 20 for k in range(40)])
+    warn_of_stale_cache(build(blend=([str(place)], None)))
+    assert "warning" not in capsys.readouterr().out
+    write_corpus(place, [[k % 50] * 20 for k in range(100)])
+    dataset = build(blend=([str(place)], None))
+    assert set(sequences_of(dataset)) == set(range(40)), "what is warned of"
+    warn_of_stale_cache(dataset)
+    assert "is older than" in capsys.readouterr().out

@@ -15,6 +15,7 @@ import pytest
 import torch
 from megatron_runs import dataset_config
 from refined_runs import ScoredCorpora
+from selections import seal
 
 from megatron_miniplm.artifacts.selections import Selection
 from megatron_miniplm.errors import InputError
@@ -155,6 +156,7 @@ def test_another_selection_at_the_same_path_is_another_cache(
         for entry in summary["prefixes"]:
             entry["path"] = str(scored.directory / entry["name"])
         (place / "selection.json").write_text(json.dumps(summary))
+        seal(place)
         blend = build(selection=[place])
         drawn.append([set(dataset.document_index.tolist()) for dataset in blend.datasets])
     assert drawn[0] != drawn[1]

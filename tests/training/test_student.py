@@ -16,11 +16,11 @@ import json, sys
 from megatron_miniplm.mcore import program
 program.prepare()
 import torch
-from megatron_miniplm.training import student
+from megatron_miniplm.training import provider, student
 args = program.parse()
 from megatron.training.global_vars import set_args
 set_args(args)
-config = student.dataset_config(args)
+config = provider.dataset_config(args)
 args.check_for_nan_in_loss_and_grad = False
 losses = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], requires_grad=True)
 loss, num_tokens, report = student.loss_func(torch.tensor([[1, 0, 1], [1, 1, 0]]), losses)

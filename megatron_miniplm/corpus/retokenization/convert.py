@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts import Manifest, atomic_output
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_blanks, write_data_args
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_unreadable, write_data_args
+from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of
 from megatron_miniplm.corpus.retokenization.excerpts import Excerpts
 from megatron_miniplm.corpus.retokenization.from_text import ExcerptEncoder, convert_text
@@ -28,7 +29,7 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import optimal_dtype
-from megatron_miniplm.indexed.locking import directory_lock, prefix_lock
+from megatron_miniplm.indexed.locking import prefix_lock
 from megatron_miniplm.progress import Progress
 
 TEXT, TOKENS = "text", "tokens"
@@ -65,7 +66,7 @@ def convert_prefixes(
         MiniPLMError: a prefix, its text or a tokenizer cannot be used, or something else lies in `output_dir`; prefixes
             that are finished stay.
     """
-    refuse_blanks([output_dir])
+    refuse_unreadable([output_dir])
     outputs = _output_prefixes(prefixes, output_dir)
     encoder = make_encoder(settings.tokenizer, num_threads=1)
     sources: dict[TokenizerSettings, TextEncoder] = {}
@@ -76,7 +77,7 @@ def convert_prefixes(
     existing = {output: conversion.existing() for output, conversion in conversions.items()}
     if all(existing.values()):
         num_workers = 1  # nothing to do
-    with WorkerPool(_Work(encoder, sources), num_workers) as pool, directory_lock(output_dir):
+    with WorkerPool(_Work(encoder, sources), num_workers) as pool, sole_writer(output_dir):
         _refuse_other_prefixes(outputs, output_dir)
         manifests = {output: existing[output] or conversion.run(pool) for output, conversion in conversions.items()}
         weighted = [(manifest.counts["num_tokens"], output) for output, manifest in manifests.items()]

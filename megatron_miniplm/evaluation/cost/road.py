@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_miniplm.artifacts.score_blocks import BlockPlan
-from megatron_miniplm.artifacts.selections import INDEX_DTYPE, VALUE_DTYPE, WEIGHT_DTYPE
+from megatron_miniplm.artifacts.selected_arrays import INDEX_DTYPE, VALUE_DTYPE, WEIGHT_DTYPE
 from megatron_miniplm.evaluation.cost.hardware import Work
 from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
 from megatron_miniplm.flops import TRAINING_PASSES, ModelShape

@@ -12,6 +12,7 @@ from megatron_miniplm.mcore.huggingface.loading import load_weights
 from megatron_miniplm.mcore.huggingface.megatron_flags import architecture_of_args
 from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
 from megatron_miniplm.mcore.huggingface.saving import save_huggingface
+from megatron_miniplm.mcore.megatron_output import hidden
 
 
 def to_megatron(args: argparse.Namespace, model: HuggingFaceModel) -> None:
@@ -23,12 +24,13 @@ def to_megatron(args: argparse.Namespace, model: HuggingFaceModel) -> None:
     Args:
         args: parsed from `model.megatron_flags()`, with `model.take_vocabulary(args)`.
     """
-    chunks = get_model(models.model_provider, wrap_with_ddp=False)
+    with hidden():
+        chunks = get_model(models.model_provider, wrap_with_ddp=False)
     load_weights(chunks, model)
     if model.has_tokenizer:
         args.tokenizer_type, args.tokenizer_model = "HuggingFaceTokenizer", str(model.directory.absolute())
     args.no_save_optim = args.no_save_rng = True
-    with program.megatron_errors(f"to save into {args.save}"):
+    with hidden(), program.megatron_errors(f"to save into {args.save}"):
         save_checkpoint(0, chunks, None, None, 0, release=True)
     program.say_once(
         f"{args.save}: {model.family}, vocabulary of {args.vocab_size:,} in {args.padded_vocab_size:,} rows; "

@@ -8,7 +8,6 @@ PREDICTIONS/agreement.json
 
 import argparse
 import importlib.metadata
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts.atomic import write_json
+from megatron_miniplm.artifacts.json_files import read_json
 from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of, load_manifest
 from megatron_miniplm.artifacts.scores import PREDICTED_DIFFERENCE, ScoreStore
-from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
+from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.pool import Pool
 from megatron_miniplm.mcore import models, program
@@ -150,10 +150,7 @@ def _start_or_match(args: argparse.Namespace, identity: dict[str, Any], targets:
         return fit
     if not path.exists():
         raise InputError(f"{save} holds a checkpoint that is no proxy (it has no {PROXY}): give another --save")
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptArtifactError(f"{path} is not valid JSON ({error}): give another --save") from None
+    there = read_json(path, what="record of the fit", remedy="give another --save")
     for name in fit:
         if there.get(name) != fit[name]:
             raise FingerprintMismatchError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_miniplm.artifacts.selections import INDEX_DTYPE, SelectedPrefix, Selection
+from megatron_miniplm.artifacts.selections import SelectedPrefix, Selection
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.selection.scored_corpus import Piece
 
@@ -50,8 +50,6 @@ class KeptCursor:
 
     def __init__(self, prefix: SelectedPrefix) -> None:
         self._prefix = prefix
-        mapped_K = prefix.indices()  # checks the file, and knows where its data begin
-        self._offset_bytes = mapped_K.offset if isinstance(mapped_K, np.memmap) else 0
         self._num_taken = 0
         self._last = -1
 
@@ -59,10 +57,9 @@ class KeptCursor:
         """The next kept sequences below `stop`, int64."""
         num_left = self._prefix.num_sequences - self._num_taken
         count = min(num_left, stop - self._last - 1)  # they ascend
-        offset_bytes = self._offset_bytes + INDEX_DTYPE.itemsize * self._num_taken
         index_K = np.zeros(0, np.int64)
         if count > 0:
-            index_K = np.fromfile(self._prefix.indices_path, INDEX_DTYPE, count, offset=offset_bytes)
+            index_K = self._prefix.checked_indices.read(self._num_taken, self._num_taken + count)
         is_ascending = not len(index_K) or (index_K[0] > self._last and bool((np.diff(index_K) > 0).all()))
         taken_K = index_K[: np.searchsorted(index_K, stop)]
         is_last = stop == self._prefix.num_source_sequences

@@ -1,11 +1,13 @@
 """The report on disk: selection -> `report.html` and its plots."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_miniplm.artifacts.atomic import atomic_output, write_text
+from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.manifest import manifest_path
 from megatron_miniplm.artifacts.selections import Selection
 from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
@@ -47,31 +49,36 @@ def write_report(
     """
     if not 0 <= num_examples <= MAX_EXAMPLES:
         raise InputError(f"--examples {num_examples} must lie between 0 and {MAX_EXAMPLES}")
-    if manifest_path(output_dir).exists():
-        raise InputError(f"{output_dir} holds an artifact with a manifest: give the report another --output")
     require_matplotlib()
     others = [Selection.open(directory) for directory in compared]
     reported = ReportedSelection.open(selection_dir)
     for other in others:
         require_same_corpus(reported.selection, other)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    tally = _tally(reported, others, num_examples, output_dir)
-    for corpus in reported.corpus.corpora:
-        corpus.forget_pages()
-    origins = _origins(reported)
-    excerpts = _excerpts(reported, tally, encoder)
-    lowest = [value for value in reported.lowest_values if value is not None]
-    plots = draw_plots(tally, reported.rule.measure, lowest)
-    findings = Findings(
-        reported=reported,
-        tally=tally,
-        origins=origins,
-        excerpts=excerpts,
-        overlaps={str(other.directory): overlap for other, overlap in zip(others, tally.overlaps, strict=True)},
-        plots=plots,
-    )
-    _publish(output_dir, report_page(findings), plots)
+    with sole_writer(output_dir):
+        if manifest_path(output_dir).exists():
+            raise InputError(f"{output_dir} holds an artifact with a manifest: give the report another --output")
+        _remove_killed(output_dir)
+        tally = _tally(reported, others, num_examples, output_dir)
+        for corpus in reported.corpus.corpora:
+            corpus.forget_pages()
+        lowest = [value for value in reported.lowest_values if value is not None]
+        plots = draw_plots(tally, reported.rule.measure, lowest)
+        findings = Findings(
+            reported=reported,
+            tally=tally,
+            origins=_origins(reported),
+            excerpts=_excerpts(reported, tally, encoder),
+            overlaps={str(other.directory): overlap for other, overlap in zip(others, tally.overlaps, strict=True)},
+            plots=plots,
+        )
+        _publish(output_dir, report_page(findings), plots)
     return tally
+
+
+def _remove_killed(output_dir: Path) -> None:
+    """Scratch directories that killed runs have left."""
+    for stale in output_dir.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _tally(reported: ReportedSelection, others: Sequence[Selection], num_examples: int, output_dir: Path) -> Tally:

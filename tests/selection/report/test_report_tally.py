@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reported_corpora import Scored
+from selections import seal
 
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.selection.attributes import Attributes
@@ -133,5 +134,6 @@ def test_indices_that_are_no_selection(scored: Scored) -> None:
     indices = np.load(path)
     for damaged in (indices[::-1], indices + 1800 - indices[-1]):
         np.save(path, np.ascontiguousarray(damaged))
+        seal(selection)
         with pytest.raises(CorruptArtifactError, match=r"web\.indices\.npy does not hold ascending numbers below 1800"):
             tally_of(selection)

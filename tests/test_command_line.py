@@ -1,0 +1,84 @@
+"""Megatron's parser as users of our programs see it, on a parser that is built the same way."""
+
+import argparse
+from typing import NoReturn
+
+import pytest
+
+from megatron_miniplm.command_line import HELP_MEGATRON, CommandParser, UsageError, did_you_mean, print_help, shorten
+
+
+def fail(error: UsageError) -> NoReturn:
+    raise error
+
+
+@pytest.fixture
+def parser() -> argparse.ArgumentParser:
+    """Megatron's flags, one with a help text that argparse cannot format, then ours."""
+    parser = argparse.ArgumentParser("program", allow_abbrev=False)
+    group = parser.add_argument_group("training")
+    group.add_argument("--seq-length", type=int, help="100 % of a row")
+    group.add_argument("--weight-decay", type=float)
+    shorten(parser, fail)
+    parser.add_argument_group("miniplm scoring").add_argument("--miniplm-scores", help="where the scores go")
+    return parser
+
+
+def test_help_shows_our_flags_only_and_says_how_to_see_the_others(parser: argparse.ArgumentParser) -> None:
+    shown = parser.format_help()
+    assert "--miniplm-scores" in shown
+    assert HELP_MEGATRON in shown
+    assert "--seq-length" not in shown
+
+
+def test_the_help_of_megatron_shows_all_flags(
+    parser: argparse.ArgumentParser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        parser.parse_args([HELP_MEGATRON])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert {"--seq-length", "--weight-decay", "--miniplm-scores"} <= set(shown.split())
+    assert "100 % of a row" in shown
+
+
+def test_an_unknown_flag_is_named_with_the_one_that_was_meant(parser: argparse.ArgumentParser) -> None:
+    with pytest.raises(UsageError, match=r"^program: --seq-lenght is unknown: did you mean --seq-length\? \("):
+        parser.parse_args(["--seq-lenght", "1024"])
+    with pytest.raises(UsageError, match="argument --seq-length: invalid int value: 'x'"):
+        parser.parse_args(["--seq-length", "x"])
+
+
+def test_all_unknown_flags_are_named_without_their_values() -> None:
+    parser = CommandParser("miniplm tool", allow_abbrev=False)
+    parser.add_argument("--input")
+    with pytest.raises(UsageError) as raised:
+        parser.parse_args(["--inptu=a", "--nonsense", "7", "--input", "b"])
+    assert str(raised.value).startswith(
+        "miniplm tool: --inptu is unknown: did you mean --input?; --nonsense is unknown ("
+    )
+    with pytest.raises(UsageError, match="miniplm tool: stray is unknown "):
+        parser.parse_args(["stray"])
+
+
+def test_parsing_values_is_left_alone(parser: argparse.ArgumentParser) -> None:
+    shorten(parser, fail)
+    arguments = parser.parse_args(["--seq-length", "8", "--miniplm-scores", "s"])
+    assert vars(arguments) == {"seq_length": 8, "weight_decay": None, "miniplm_scores": "s"}
+
+
+def test_help_before_megatron_is_imported_is_the_same_page(
+    parser: argparse.ArgumentParser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument_group("miniplm scoring").add_argument("--miniplm-scores", help="where the scores go")
+
+    print_help("program", "What it does.", [add_arguments])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: program <flags>\n\nWhat it does.\n")
+    assert parser.format_help().split("\n\n")[-2:] == shown.split("\n\n")[-2:]
+
+
+def test_what_resembles_nothing_brings_no_suggestion() -> None:
+    assert did_you_mean("--xyz", ["--ratio", "--output"]) == ""
+    assert did_you_mean("--ration", ["--ratio", "--output"]) == ": did you mean --ratio?"
