@@ -24,6 +24,7 @@ from report import Section, Target, machine_markdown
 
 from megatron_miniplm.artifacts.atomic import write_text
 from megatron_miniplm.artifacts.claims import Claims
+from megatron_miniplm.artifacts.manifest import ArtifactInput
 from megatron_miniplm.artifacts.score_blocks import SCORE_DTYPE, encode_block
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.cli import report
@@ -84,6 +85,7 @@ def measure(directory: Path, num_sequences: int) -> tuple[dict[str, float], Scor
         "corpus": [{"name": "corpus", "fingerprint": "0" * 32, "num_sequences": num_sequences}],
         "settings": {"block_sequences": BLOCK_SEQUENCES},
     }
+    inputs = (ArtifactInput(role="corpus", path="../corpus", fingerprint="0" * 32),)
     store = ScoreStore.create_or_resume(directory, identity)
     seconds: dict[str, float] = {}
 
@@ -96,7 +98,7 @@ def measure(directory: Path, num_sequences: int) -> tuple[dict[str, float], Scor
 
     timed("build", lambda: build(store))
     assert timed("list missing blocks", store.missing_blocks) == []
-    timed("finish: read, check, write manifest", lambda: store.finish((), {}))
+    timed("finish: read, check, write manifest", lambda: store.finish(inputs, {}))
     store = timed("open", lambda: ScoreStore.open(directory))
     timed("completeness: listing, sizes, manifest", store.require_complete)
     assert len(timed("first read: 1 million sequences", lambda: store.read(range(min(10**6, num_sequences))))) > 0

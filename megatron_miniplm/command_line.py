@@ -61,7 +61,7 @@ def usage_message(parser: argparse.ArgumentParser, message: str) -> str:
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """`: did you mean X?` with the most similar known words, or nothing where none is similar."""
-    found = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
+    found = difflib.get_close_matches(word, known, n=2, cutoff=0.7)
     return f": did you mean {' or '.join(found)}?" if found else ""
 
 

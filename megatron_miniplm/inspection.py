@@ -13,6 +13,7 @@ import numpy as np
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples
 from megatron_miniplm.artifacts.lineage import parent_path, relative_to_cwd
 from megatron_miniplm.artifacts.manifest import Manifest, is_prefix, load_manifest, manifest_path, verify_files
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.artifacts.scores import ScoreStore, is_score_store
 from megatron_miniplm.errors import MiniPLMError
 from megatron_miniplm.indexed.layout import bin_path, idx_path, optimal_dtype
@@ -220,7 +221,7 @@ def _token_faults(corpus: IndexedCorpus, vocab_size: int | None, advance: Advanc
     if vocab_size is None and corpus.token_dtype.kind == "u":
         return
     position_tokens = 0
-    with open(bin_path(corpus.prefix), "rb") as stream:
+    with open_regular(bin_path(corpus.prefix)) as stream:
         while len(tokens := np.fromfile(stream, corpus.token_dtype, _TOKEN_CHUNK)):
             wrong = tokens < 0
             if vocab_size is not None:

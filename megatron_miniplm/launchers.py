@@ -89,7 +89,7 @@ def repeat_after_torchrun(line: str) -> None:
     if EXIT_CODES_VARIABLE not in os.environ:
         with suppress(OSError):
             subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PRINT_AFTERWARDS, str(os.getppid()), line],
+                [sys.executable, "-I", "-S", "-c", _PRINT_AFTERWARDS, str(os.getppid()), f"miniplm: {line}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # torchrun ends the process group of a rank

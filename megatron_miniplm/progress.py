@@ -48,10 +48,12 @@ class Progress:
 
     def _write_line(self, elapsed_seconds: float, note: str) -> None:
         rate = self.done / elapsed_seconds
-        left_seconds = (self.total - self.done) / rate if rate else float("inf")
-        share, total, speed = self.done / self.total, scaled(self.total, self.unit), scaled(rate, self.unit)
-        note = f", {note}" if note else ""
-        logger.info("%s%.1f%% of %s, %s/s, %.0f s left%s", self._title, 100 * share, total, speed, left_seconds, note)
+        share = self.done / self.total if self.total else 1.0
+        parts = [f"{100 * share:.1f}% of {scaled(self.total, self.unit)}"]
+        if rate:
+            left_seconds = (self.total - self.done) / rate
+            parts += [f"{scaled(rate, self.unit)}/s", f"{left_seconds:.0f} s left"]
+        logger.info("%s%s", self._title, ", ".join([*parts, note] if note else parts))
 
     def __enter__(self) -> Self:
         return self

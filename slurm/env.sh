@@ -3,17 +3,25 @@
 # shellcheck shell=bash disable=SC2034  # read by submit_pipeline.sh and job.sh
 
 # ---------------------------------------------------------------- what sbatch asks for
+# Of jobs that run models:
 ACCOUNT=                         # --account
-PARTITION=                       # of jobs that run models
-CPU_PARTITION=$PARTITION         # of all other jobs: tokenizing, selecting, copying
+PARTITION=                       # --partition
 QOS=                             # --qos
 CONSTRAINT=                      # --constraint, such as h100
 RANKS_PER_NODE=8                 # processes that run a model on a node: its GPUs
 GPU_FLAGS=(--gpus-per-node="$RANKS_PER_NODE")   # or (--gres=gpu:h100:8); () where nodes have no GPU
 CPUS_PER_RANK=8                  # cores for each of them
-CPUS_PER_TOOL=32                 # cores for a tool: tokenizing and selection use them all
-MAX_RUNNING_TASKS=               # of one array at a time; empty: as many as there is room for
 SBATCH_FLAGS=()                  # anything else, such as (--exclusive --mem=0 --mail-type=FAIL)
+# Of all other jobs: tokenizing, selecting, copying, comparing.
+CPU_ACCOUNT=$ACCOUNT
+CPU_PARTITION=$PARTITION
+CPU_QOS=
+CPU_CONSTRAINT=
+CPUS_PER_TOOL=32                 # cores for a tool: tokenizing and selection use them all
+CPU_SBATCH_FLAGS=()
+# A configuration overrides each of these for TRAINING, SCORING, TOOLS or a stage: PARTITION_SCORING, SBATCH_FLAGS_select.
+MAX_RUNNING_TASKS=               # of one array at a time; empty: as many as there is room for
+# CHECK_FLAGS=no                 # where the Megatron on the login node has other flags than that of the jobs
 
 # ---------------------------------------------------------------- software, on the node
 # Bare metal: modules, a virtual environment on the shared file system. Called on the first node, inherited by all.

@@ -38,22 +38,24 @@ run_job() {
 # ---------------------------------------------------------------- steps
 # tool NAME FLAGS...: one process
 tool() {
-    start_step --nodes=1 --ntasks=1 --cpus-per-task="$CPUS_PER_TOOL" miniplm "$@"
+    start_step --nodes=1 --ntasks=1 --cpus-per-task="$(setting CPUS "$STAGE")" miniplm "$@"
 }
 
 # megatron COMMAND...: all ranks of the job
 megatron() {
+    local cpus
+    cpus=$(setting CPUS "$STAGE")
     expand_files "$@"
     MASTER_ADDR=${MINIPLM_MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
     MASTER_PORT=$(free_port)
-    RANKS_PER_NODE=$(size_of RANKS "$STAGE")
+    RANKS_PER_NODE=$(setting RANKS "$STAGE")
     export MASTER_ADDR MASTER_PORT RANKS_PER_NODE LAUNCHER
     if [ "$LAUNCHER" = torchrun ]; then
         start_step --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" \
-            --cpus-per-task=$((CPUS_PER_RANK * RANKS_PER_NODE)) "${EXPANDED[@]}"
+            --cpus-per-task=$((cpus * RANKS_PER_NODE)) "${EXPANDED[@]}"
     else
         start_step --ntasks-per-node="$RANKS_PER_NODE" --ntasks=$((RANKS_PER_NODE * SLURM_JOB_NUM_NODES)) \
-            --cpus-per-task="$CPUS_PER_RANK" "${EXPANDED[@]}"
+            --cpus-per-task="$cpus" "${EXPANDED[@]}"
     fi
 }
 
@@ -178,7 +180,7 @@ is_complete() {
 }
 
 end_attempt() {
-    local outcome=$1 code=0
+    local outcome=$1 code=0 error=
     case $outcome in
         done) publish "$BOOKS/done/$STAGE$([ "${KIND[$STAGE]}" = score ] || echo "${TASK:+.$TASK}")" "${KEYS[$STAGE]}" ;;
         bad-input) code=$EXIT_BAD_INPUT ;;
@@ -187,8 +189,11 @@ end_attempt() {
         failed) code=1 ;;
     esac
     echo "end $(date +%s) $code $outcome" >> "$RECORD"
+    # Launchers print dozens of lines below the one that says what is wrong, so it is said again.
+    [ "$outcome" != bad-input ] || error=$(head -n 1 "$MINIPLM_EXIT_CODES.$EXIT_BAD_INPUT" 2> /dev/null) || true
     rm -f "$MINIPLM_EXIT_CODES".*
     say "$outcome"
+    [ -z "$error" ] || say "$error"
     case $outcome in interrupted | failed) start_again "$outcome" ;; esac
     exit "$code"
 }

@@ -32,7 +32,8 @@ default_configuration() {
     EVALUATION=()                 # flags of compare-runs
     EVALUATION_LM=()              # flags of evaluate-lm, for the last checkpoint of every student; none: it is not run
     EVALUATION_TASKS=()           # flags of evaluate-tasks, likewise
-    # Sizes of jobs. NODES_<stage>, RANKS_<stage>, TIME_<stage> and JOBS_<stage> (with _ for -) override them for one.
+    # Sizes of jobs. Each of these names, and ACCOUNT, PARTITION, QOS, CONSTRAINT, CPUS, GPU_FLAGS and SBATCH_FLAGS of env.sh,
+    # can be set for TRAINING, SCORING or TOOLS, or for one stage (with _ for -): PARTITION_TRAINING, NODES_score_teacher.
     NODES_TRAINING=1 TIME_TRAINING=1-00:00:00 RANKS_TRAINING=$RANKS_PER_NODE   # RANKS: processes of a node
     NODES_SCORING=1 TIME_SCORING=1-00:00:00 RANKS_SCORING=$RANKS_PER_NODE
     JOBS_SCORING=1                # jobs of an array that share one store: small ones start sooner and lose less
@@ -40,7 +41,9 @@ default_configuration() {
 }
 CONFIGURATION_NAMES='RUN_DIR|TEXT|HELDOUT_TEXT|NUM_SHARDS|SHARD_BY|MERGE|TOKENIZER_TRAINING|TOKENIZER|PREPROCESSING|CORPUS|HELDOUT'
 CONFIGURATION_NAMES+='|SPLIT|TRAINING|(TEACHER|REFERENCE)_(TRAINING|MODEL)|SCORING(_TEACHER|_REFERENCE)?|SELECTION|MATERIALIZE'
-CONFIGURATION_NAMES+='|STUDENTS|(STUDENT|DATA|NODES|RANKS|TIME|JOBS)_[A-Za-z0-9_]+|SEEDS|TRAINING_PROGRAM|EVALUATION(_LM|_TASKS)?'
+CONFIGURATION_NAMES+='|STUDENTS|(STUDENT|DATA)_[A-Za-z0-9_]+|SEEDS|TRAINING_PROGRAM|EVALUATION(_LM|_TASKS)?'
+OVERRIDES='(NODES|RANKS|TIME|JOBS|CPUS|ACCOUNT|PARTITION|QOS|CONSTRAINT|GPU_FLAGS|SBATCH_FLAGS)_[A-Za-z0-9_]+'
+CONFIGURATION_NAMES+="|$OVERRIDES"
 
 refuse() { echo "$*" >&2; exit 2; }
 
@@ -54,15 +57,20 @@ load_configuration() {
     local file=$1 before name
     [ -r "$file" ] || refuse "$file cannot be read: give a configuration, such as examples/quickstart/pipeline.conf"
     default_configuration
+    OVERRIDDEN=()
     before=$(compgen -v)
     # shellcheck disable=SC1090
     source "$file" || refuse "$file: bash could not read it"
     while read -r name; do
         [[ $name =~ ^($CONFIGURATION_NAMES)$ || ! $name =~ ^[A-Z] || $name =~ ^(BASH|PIPESTATUS|OLDPWD|FUNCNAME) ]] ||
             refuse "$file: $name is not known: expected one of the names in slurm/pipeline.sh (your own in lower case)"
+        [[ ! $name =~ ^$OVERRIDES$ ]] || OVERRIDDEN+=("$name")
     done < <(comm -13 <(sort <<< "$before") <(compgen -v | sort))
     [ -n "$RUN_DIR" ] || refuse "$file: RUN_DIR is not set: name the directory that everything goes to"
-    RUN_DIR=$(realpath -m "$RUN_DIR")
+    RUN_DIR=$(realpath -m "$RUN_DIR"; printf x) RUN_DIR=${RUN_DIR%$'\n'x}
+    # data_args.txt is split at blanks, sbatch replaces %j in --output and drops backslashes, squeue's answer is split at |.
+    [[ $RUN_DIR != *[[:space:][:cntrl:]%\\\|]* ]] ||
+        refuse "$file: RUN_DIR=$(printf %q "$RUN_DIR") has a blank, control character, %, \\ or | in its path: choose another"
     ((${#TEXT[@]} || ${#CORPUS[@]})) || refuse "$file: neither TEXT nor CORPUS is set: nothing to work on"
     ((${#TEXT[@]} == 0 || ${#CORPUS[@]} == 0)) || refuse "$file: TEXT and CORPUS are both set: give one"
     ((${#TOKENIZER[@]} || ${#TOKENIZER_TRAINING[@]})) || refuse "$file: neither TOKENIZER nor TOKENIZER_TRAINING is set"
@@ -123,7 +131,7 @@ define_stages() {
             needs=train-$model
         fi
         stage "score-$model" score "$needs" "$RUN_DIR/scores/$model"
-        TASKS[score-$model]=$(size_of JOBS "score-$model")
+        TASKS[score-$model]=$(setting JOBS "score-$model")
         ((TASKS[score-$model] > 1)) || TASKS[score-$model]=0
         scores+=("score-$model")
     done
@@ -176,11 +184,26 @@ stage() {
     AFTER[$1]=${words[*]}
 }
 
-# size_of NODES|RANKS|TIME|JOBS STAGE: NODES_score_teacher where that is set, else NODES_SCORING
-size_of() {
-    local name=$1_${2//-/_} default=$1_TOOLS
-    case ${KIND[$2]} in train) default=$1_TRAINING ;; score | measure) default=$1_SCORING ;; esac
-    echo "${!name:-${!default}}"
+# group_of STAGE: the kind of stage that settings are made for
+group_of() {
+    case ${KIND[$1]} in train) echo TRAINING ;; score | measure) echo SCORING ;; *) echo TOOLS ;; esac
+}
+
+# setting NAME STAGE: NAME_<stage> where that is set, else NAME_TRAINING, NAME_SCORING or NAME_TOOLS, else the cluster's
+setting() {
+    local group name
+    group=$(group_of "$2")
+    for name in "$1_${2//-/_}" "$1_$group"; do
+        [[ ! -v $name ]] || { echo "${!name}"; return; }
+    done
+    case $group:$1 in
+        TOOLS:CPUS) echo "$CPUS_PER_TOOL" ;;
+        *:CPUS) echo "$CPUS_PER_RANK" ;;
+        # An env.sh that was copied before there was a CPU_ACCOUNT has one account for all.
+        TOOLS:ACCOUNT) echo "${CPU_ACCOUNT-$ACCOUNT}" ;;
+        TOOLS:*) name=CPU_$1; echo "${!name-}" ;;
+        *) echo "${!1}" ;;
+    esac
 }
 
 # iterations_of FLAGS...: the last --train-iters; it tells a run that is finished from one that was interrupted
@@ -193,6 +216,43 @@ iterations_of() {
     done
     [[ $found =~ ^[0-9]+$ ]] || refuse "training flags without --train-iters N (samples are iterations x batch size): $*"
     echo "$found"
+}
+
+# list_of NAME STAGE: LIST, the array NAME_<stage> or NAME_<group>; false where neither is set
+list_of() {
+    local name
+    for name in "$1_${2//-/_}" "$1_$(group_of "$2")"; do
+        declare -p "$name" > /dev/null 2>&1 || continue
+        declare -n found=$name
+        LIST=("${found[@]}")
+        return 0
+    done
+    return 1
+}
+
+# gpu_flags STAGE: LIST, GPU_FLAGS with the number of GPUs for the ranks of the stage. They are written for RANKS_PER_NODE.
+gpu_flags() {
+    local ranks word count
+    list_of GPU_FLAGS "$1" && return
+    ranks=$(setting RANKS "$1")
+    LIST=()
+    for word in "${GPU_FLAGS[@]}"; do
+        if ((ranks != RANKS_PER_NODE)); then
+            if [[ $word =~ ^(--gpus-per-node=([^:]+:)?|--gres=gpu:([^:]+:)?)([0-9]+)$ ]]; then
+                count=$((BASH_REMATCH[4] * ranks))
+                ((count % RANKS_PER_NODE == 0)) || refuse_gpu_flags "$1" "$ranks"
+                word=${BASH_REMATCH[1]}$((count / RANKS_PER_NODE))
+            elif [[ $word =~ ^(-G|--gpus$|--gpus=|--gpus-per-node|--gres) ]]; then
+                refuse_gpu_flags "$1" "$ranks"
+            fi
+        fi
+        LIST+=("$word")
+    done
+}
+
+refuse_gpu_flags() {
+    refuse "stage $1 has $2 ranks per node, and GPU_FLAGS=(${GPU_FLAGS[*]}) of env.sh are for $RANKS_PER_NODE:" \
+        "set GPU_FLAGS_${1//-/_}=(...) in the configuration"
 }
 
 # refuse_other_settings STAGE: other tools know by themselves what they have begun; Megatron would go on with a checkpoint

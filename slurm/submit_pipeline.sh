@@ -28,6 +28,8 @@ main() {
     load_configuration "$configuration"
     define_stages
     refuse_missing_text
+    refuse_large_arrays
+    note_unused_settings
     for stage in "${STAGES[@]}"; do refuse_other_settings "$stage"; done
     TAG=$(basename "$RUN_DIR")-$(sha256sum <<< "$RUN_DIR" | cut -c1-6)
     BOOKS=$RUN_DIR/slurm
@@ -35,9 +37,9 @@ main() {
         MINIPLM_ENV=$(realpath "$MINIPLM_ENV")
         export MINIPLM_ENV
     fi
+    [ -n "$dry_run" ] || command -v sbatch > /dev/null || refuse "sbatch is not here: run this where jobs are submitted"
+    check_flags
     if [ -z "$dry_run" ]; then
-        command -v sbatch > /dev/null || refuse "sbatch is not here: run this where jobs are submitted"
-        refuse_large_arrays
         mkdir -p "$BOOKS/logs" "$BOOKS/settings" "$BOOKS/done"
         write_settings
         write_stages
@@ -57,9 +59,42 @@ refuse_missing_text() {
     done
 }
 
+# A size of a stage that this configuration has not, or a mistyped one.
+note_unused_settings() {
+    local name known
+    known=$(IFS='|'; stages=${STAGES[*]//-/_}; echo "TRAINING|SCORING|TOOLS|$stages")
+    for name in "${OVERRIDDEN[@]}"; do
+        [[ $name =~ ^(GPU_FLAGS|SBATCH_FLAGS|[A-Z]+)_($known)$ ]] || echo "note: $name is for no stage of this configuration" >&2
+    done
+}
+
+# check_flags: parse the flags of every stage that is not done with the parser of its own program, in jobs or here
+check_flags() {
+    local stage status=0
+    [ "${CHECK_FLAGS:-yes}" != no ] || return 0
+    parse_flags || status=$?
+    ((status == 0 || status == 2)) || { status=0; (setup_environment && parse_flags) > /dev/null || status=$?; }
+    case $status in
+        0) ;;
+        2) exit 2 ;;
+        *) echo "note: flags are not checked, because this package does not run here (see above)" >&2 ;;
+    esac
+}
+
+parse_flags() {
+    local stage
+    for stage in "${STAGES[@]}"; do
+        [ "$(missing_tasks "$stage")" = none ] || (
+            tool() { megatron miniplm "$@"; }
+            megatron() { printf '%s\0' "$stage" "$#" "$@"; }
+            run_stage "$stage"
+        )
+    done | PYTHONPATH=$MINIPLM_HOME${PYTHONPATH:+:$PYTHONPATH} python3 -m megatron_miniplm.pipeline.preflight
+}
+
 refuse_large_arrays() {
     local stage limit
-    limit=$(scontrol show config 2> /dev/null | sed -n 's/^MaxArraySize *= *//p')
+    limit=$(scontrol show config 2> /dev/null | sed -n 's/^MaxArraySize *= *//p') || true
     for stage in "${STAGES[@]}"; do
         ((TASKS[$stage] <= ${limit:-TASKS[$stage]})) ||
             refuse "stage $stage is an array of ${TASKS[$stage]} tasks, this cluster takes $limit (MaxArraySize): set NUM_SHARDS or JOBS_SCORING lower"
@@ -167,7 +202,7 @@ is_done() { [ "$(cat "$BOOKS/done/$1" 2> /dev/null)" = "$2" ]; }
 
 # sbatch_flags STAGE MISSING_TASKS JOBS...: FLAGS, the whole command line
 sbatch_flags() {
-    local stage=$1 array=$2 kind=${KIND[$1]} script=${KIND[$1]} dependencies=(singleton) id log=%j
+    local stage=$1 array=$2 kind=${KIND[$1]} script=${KIND[$1]} dependencies=(singleton) id log=%j more name value
     shift 2
     case $kind in tokenizer) script=train_tokenizer ;; measure) script=evaluate ;; esac
     # singleton: of two jobs of one name the second waits for the end of the first, and finds its work done. So no lock is
@@ -183,21 +218,25 @@ sbatch_flags() {
     FLAGS+=(--dependency="$(IFS=,; echo "${dependencies[*]}")")
     case $kind in
         train | score | measure)
-            FLAGS+=(--nodes="$(size_of NODES "$stage")" --time="$(size_of TIME "$stage")"
-                --ntasks-per-node="$(size_of RANKS "$stage")" --cpus-per-task="$CPUS_PER_RANK" "${GPU_FLAGS[@]}"
+            gpu_flags "$stage"
+            FLAGS+=(--nodes="$(setting NODES "$stage")" --ntasks-per-node="$(setting RANKS "$stage")" "${LIST[@]}"
                 --signal="TERM@$STOP_SECONDS")
-            [ -z "$PARTITION" ] || FLAGS+=(--partition="$PARTITION")
-            [ -z "$CONSTRAINT" ] || FLAGS+=(--constraint="$CONSTRAINT")
+            more=("${SBATCH_FLAGS[@]}")
             ;;
         *)
-            FLAGS+=(--nodes=1 --ntasks=1 --cpus-per-task="$CPUS_PER_TOOL" --time="$(size_of TIME "$stage")")
-            [ -z "$CPU_PARTITION" ] || FLAGS+=(--partition="$CPU_PARTITION")
+            FLAGS+=(--nodes=1 --ntasks=1)
+            # An env.sh that was copied before there were CPU_SBATCH_FLAGS has one list for all.
+            if declare -p CPU_SBATCH_FLAGS > /dev/null 2>&1; then more=("${CPU_SBATCH_FLAGS[@]}"); else more=("${SBATCH_FLAGS[@]}"); fi
             ;;
     esac
-    [ -z "$ACCOUNT" ] || FLAGS+=(--account="$ACCOUNT")
-    [ -z "$QOS" ] || FLAGS+=(--qos="$QOS")
+    FLAGS+=(--cpus-per-task="$(setting CPUS "$stage")" --time="$(setting TIME "$stage")")
+    for name in ACCOUNT PARTITION QOS CONSTRAINT; do
+        value=$(setting "$name" "$stage")
+        [ -z "$value" ] || FLAGS+=("--${name,,}=$value")
+    done
+    ! list_of SBATCH_FLAGS "$stage" || more+=("${LIST[@]}")   # the last of two counts for sbatch
     # ALL and no names beside it: with names, Slurm runs a login shell on the node to find out the rest.
-    FLAGS+=("${SBATCH_FLAGS[@]}" --export=ALL "$MINIPLM_HOME/slurm/$script.sbatch" "${SETTINGS:-CONFIGURATION}" "$stage")
+    FLAGS+=("${more[@]}" --export=ALL "$MINIPLM_HOME/slurm/$script.sbatch" "${SETTINGS:-CONFIGURATION}" "$stage")
 }
 
 # Under this script, stages only say what they would run.

@@ -18,6 +18,17 @@ def test_off_a_terminal_a_line_is_logged_once_an_interval(
     assert capsys.readouterr().err == ""
 
 
+def test_before_anything_is_done_no_time_is_foretold(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seconds = iter([0.0, 11.0, 0.0, 11.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    with caplog.at_level(logging.INFO):
+        Progress(1500, " tokens").advance(0, note="loading")
+        Progress(0, " tokens").advance(0)
+    assert caplog.messages == ["0.0% of 1.5k tokens, loading", "100.0% of 0 tokens"]
+
+
 def test_an_invisible_progress_says_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     seconds = iter([0.0, 100.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))

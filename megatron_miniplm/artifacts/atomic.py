@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def atomic_output(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        with open(temporary, "wb") as stream:
+        with open(temporary, "xb") as stream:  # created, or nothing: a link under this name is not followed
             yield stream
             with named_in_errors(path):
                 stream.flush()
@@ -57,11 +57,33 @@ def atomic_output(path: Path) -> Iterator[IO[bytes]]:
 def publish(temporary: Path, path: Path) -> None:
     """Rename a finished, synced file into place and make the rename itself durable."""
     os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make what was renamed or linked in a directory durable.
+
+    Where this fails the new name is there all the same: what it stands for must already be whole.
+    """
+    with named_in_errors(directory):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def create_over(path: Path) -> IO[bytes]:
+    """Open a file for writing under a name that others can guess.
+
+    What is there is removed and not opened: a symbolic or hard link that somebody has put there would lead the bytes
+    into another file, and a file that somebody else owns would let them change the bytes.
+
+    Raises:
+        FileExistsError: somebody else has made one in between.
+    """
+    path.unlink(missing_ok=True)
+    return cast(IO[bytes], path.open("xb"))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ proportion. Paths are absolute, because Megatron resolves them against the worki
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_miniplm.artifacts.atomic import write_text
@@ -18,32 +18,28 @@ DATA_ARGS = "data_args.txt"
 _WEIGHT = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 
 
-def refuse_unreadable(prefixes: Iterable[Path]) -> None:
-    """Raise InputError where a path has what ends a word in a blend; before hours of work, not after them.
-
-    Args:
-        prefixes: that a `data_args.txt` will name, or directories that they lie in.
-    """
-    for prefix in prefixes:
-        if (path := str(prefix.absolute())).split() != [path]:
-            raise InputError(
-                f"{path!r} has a blank, tab or newline in it, at which Megatron splits {DATA_ARGS}: "
-                "give a path without, such as a symbolic link to that directory"
-            )
-        try:
-            path.encode("utf-8")
-        except UnicodeEncodeError:
-            raise InputError(f"{path!r} is not UTF-8, as {DATA_ARGS} must be: rename it") from None
-
-
 def write_data_args(directory: Path, weighted_prefixes: Sequence[tuple[int, Path]]) -> Path:
     """Write the blend of a directory's prefixes; one without tokens is left out, Megatron refuses a weight of 0."""
     path = directory / DATA_ARGS
-    refuse_unreadable(prefix for _, prefix in weighted_prefixes)
+    require_readable(*(prefix for _, prefix in weighted_prefixes))
     # `absolute`, not `resolve`: a user's symlinked data directory stays what the user called it.
     lines = [f"{num_tokens} {prefix.absolute()}\n" for num_tokens, prefix in weighted_prefixes if num_tokens > 0]
     write_text(path, "".join(lines))
     return path
+
+
+def require_readable(*paths: Path) -> None:
+    """Raise `InputError` for a path that Megatron could not read in a `data_args.txt`: it splits the file at blanks."""
+    for path in paths:
+        if any(character.isspace() for character in str(path.absolute())):
+            raise InputError(
+                f"{str(path.absolute())!r} contains a blank, tab or line break, at which Megatron splits {DATA_ARGS}: "
+                "choose a path without one"
+            )
+        try:
+            str(path.absolute()).encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"{str(path.absolute())!r} is not UTF-8, as {DATA_ARGS} must be: rename it") from None
 
 
 def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:

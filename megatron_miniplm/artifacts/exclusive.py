@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from megatron_miniplm.artifacts.atomic import temporary_beside
+from megatron_miniplm.artifacts.atomic import sync_directory, temporary_beside
 
 #: What file systems without hard links answer to `link`: FAT, some FUSE and SMB mounts. EMLINK: the file has too many.
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
@@ -32,7 +32,7 @@ def write_once(path: Path, data: bytes, *, durable: bool = True) -> bool:
         write_new(temporary, data, durable=durable)
         published = link_once(temporary, path)
         if published and durable:
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -86,11 +86,3 @@ def link_once(source: Path, path: Path) -> bool:
         return False
     os.rename(source, path)
     return True
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -131,7 +131,7 @@ class Heartbeats:
         """An owner's record; it never changes."""
         if name not in self._owners:
             with suppress(FileNotFoundError):
-                owner = Owner.from_bytes((self.directory / f"{name}{ALIVE_SUFFIX}").read_bytes())
+                owner = Owner.read(self.directory / f"{name}{ALIVE_SUFFIX}")
                 if owner is not None:
                     self._owners[name] = owner
         return self._owners.get(name)
@@ -199,7 +199,7 @@ class Snapshot:
         if name is None:
             path = self._heartbeats.directory / claim_name(block, generation)
             try:
-                owner = Owner.from_bytes(path.read_bytes())
+                owner = Owner.read(path)
                 if owner is None:  # without hard links a claim is visible before it is whole
                     return self._heartbeats.is_recent(path.stat().st_mtime_ns, self._now_ns)
             except FileNotFoundError:
@@ -227,5 +227,5 @@ class Snapshot:
         if name is not None:
             return self._heartbeats.record(name)
         with suppress(FileNotFoundError):
-            return Owner.from_bytes((self._heartbeats.directory / claim_name(block, generation)).read_bytes())
+            return Owner.read(self._heartbeats.directory / claim_name(block, generation))
         return None

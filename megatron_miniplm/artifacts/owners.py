@@ -12,7 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
+from megatron_miniplm.artifacts.json_files import parse_json
+from megatron_miniplm.errors import CorruptArtifactError
+
 _PROC = Path("/proc")
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
+_MAX_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,7 @@ class Owner:
         parts = [host, str(pid), *([job] if job else []), secrets.token_hex(4)]
         _, process_start = _state_and_start(pid) or ("", 0)
         return cls(
-            name=re.sub(r"[^A-Za-z0-9_.-]", "_", name or "-".join(parts)),
+            name=_NOT_IN_NAMES.sub("_", name or "-".join(parts)),
             host=host,
             pid=pid,
             job=job,
@@ -53,12 +59,30 @@ class Owner:
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self | None:
-        """The owner that a file holds; None if it is not whole (yet)."""
+    def read(cls, path: Path) -> Self | None:
+        """The owner that a file holds; None if it is not whole (yet). Does not wait at a FIFO.
+
+        Raises:
+            OSError: the file does not exist or cannot be read.
+        """
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError):
+            return cls.from_bytes(os.read(descriptor, _MAX_BYTES))
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self | None:
+        """The owner in the content of a file; None if it is not whole (yet), or was not written by `to_bytes`."""
+        try:
+            owner = cls(**parse_json(data, where="a claim", what="record of its owner"))
+        except (CorruptArtifactError, TypeError):
             return None
+        texts = (owner.name, owner.host, owner.job or "", owner.boot, owner.pid_namespace)
+        numbers = (owner.pid, owner.since, owner.process_start)
+        if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+            return None
+        return owner if owner.pid > 0 and _NAME.fullmatch(owner.name) else None
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"
@@ -67,14 +91,18 @@ class Owner:
         """Whether the process is certainly gone; False where it cannot be seen from here.
 
         Containers of one host have its boot id and often its name, but process ids of their own: a process of another
-        namespace is not judged.
+        namespace is not judged. Nor is one that /proc does not show but that is there (`hidepid` hides those of other
+        users): its heartbeat tells.
         """
         if not self.boot or not self.pid_namespace or (self.host, self.boot) != (socket.gethostname(), _boot()):
             return False
         if self.pid_namespace != _pid_namespace():
             return False
         found = _state_and_start(self.pid)
-        return found is None or found[0] in "ZXx" or found[1] != self.process_start
+        if found is None:
+            return not _exists(self.pid)
+        state, process_start = found
+        return state in "ZXx" or (self.process_start != 0 and process_start != self.process_start)
 
     def __str__(self) -> str:
         return f"{self.host} pid {self.pid}" + (f" (job {self.job})" if self.job else "")
@@ -103,8 +131,19 @@ def _pid_namespace() -> str:
         return ""
 
 
+def _exists(pid: int) -> bool:
+    """Whether there is a process of this number in our namespace, of whatever user; does not need /proc."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # EPERM: it is another user's
+        return True
+    return True
+
+
 def _state_and_start(pid: int) -> tuple[str, int] | None:
-    """State and start time (clock ticks since boot) of a process, proc(5); None where there is none."""
+    """State and start time (clock ticks since boot) of a process, proc(5); None where /proc shows none."""
     try:
         stat = (_PROC / str(pid) / "stat").read_text()
     except OSError:

@@ -38,7 +38,13 @@ REMEDY = "delete it and run the same scoring command again"
 #: Bounds on what an identity may say, far above any corpus: they bound what is allocated because of it.
 MAX_SEQUENCES = 1 << 40
 MAX_BLOCK_SEQUENCES = 1 << 28
-MAX_BLOCKS = 1 << 23
+MAX_BLOCKS = 1 << 22
+
+#: So many blocks a corpus is cut into, unless they would be smaller or larger than that many full windows. Windows of a
+#: block are packed into rows by themselves, so small blocks leave rows partly empty; a large one is lost by a kill.
+WANTED_BLOCKS = 4096
+MIN_BLOCK_WINDOWS = 64
+MAX_BLOCK_WINDOWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,23 @@ class Seal:
 
     def ending_in(self, checksum: int) -> bytes:
         return self.header + self.identity + checksum.to_bytes(_CRC_BYTES, "little")
+
+
+def default_block_sequences(*, num_sequences: int, num_tokens: int, context_tokens: int) -> int:
+    """Sequences per block where none are given.
+
+    It depends on the corpus and the context alone, not on the number of ranks, because it is part of the identity that
+    every job on a store must have.
+
+    Args:
+        num_tokens: of all sequences that are scored.
+        context_tokens: of a window.
+    """
+    if not num_tokens:
+        return max(1, min(num_sequences, MAX_BLOCK_WINDOWS))
+    least, most = MIN_BLOCK_WINDOWS * context_tokens, MAX_BLOCK_WINDOWS * context_tokens
+    block_tokens = min(max(-(-num_tokens // WANTED_BLOCKS), least), most)
+    return max(1, min(num_sequences, -(-block_tokens * num_sequences // num_tokens), MAX_BLOCK_SEQUENCES))
 
 
 def whole_number(value: object, name: str, least: int, most: int) -> int:

@@ -13,6 +13,8 @@ FORMAT_VERSION = 3
 #: Format 2 has no identity in its blocks: it is read, and nothing is added to it.
 READABLE_VERSIONS = (2, FORMAT_VERSION)
 IDENTITY = "identity.json"
+#: Settings that readers compute with, where they are there.
+_SETTING_TYPES = {"quantity": (str,), "sample_fraction": (int, float), "sample_seed": (int,)}
 
 
 def identity_bytes(identity: dict[str, Any]) -> bytes:
@@ -60,6 +62,9 @@ def _check(identity: dict[str, Any]) -> None:
             isinstance(prefix.get(name), str) for name in ("name", "fingerprint")
         ):
             raise ValueError(f"prefix {position} of corpus must have a name, a fingerprint and num_sequences")
+    for name, kinds in _SETTING_TYPES.items():
+        if not isinstance(identity["settings"].get(name), (*kinds, type(None))):
+            raise ValueError(f"the setting {name} must be {' or '.join(kind.__name__ for kind in kinds)}")
     BlockPlan.of(identity)
 
 

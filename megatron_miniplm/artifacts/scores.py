@@ -244,15 +244,21 @@ class ScoreStore:
     def manifest_faults(self, manifest: Manifest) -> list[str]:
         """Whether identity, checksums and manifest belong together; one message per fault."""
         faults = [f"{fault}: {_RUN_AGAIN}" for fault in verify_files(self.directory, manifest)]
-        if lacking := [name for name in _COUNTS if name not in manifest.counts]:
-            faults.append(f"{manifest_path(self.directory)} has no count {lacking[0]}: {_RUN_AGAIN}")
         return faults or self.fingerprint_faults(manifest)
 
     def fingerprint_faults(self, manifest: Manifest) -> list[str]:
-        """Whether the manifest's fingerprint is that of the identity and of the checksums that it names."""
-        if manifest.fingerprint == (expected := self._fingerprint(manifest.files)):
-            return []
-        return [f"{self.directory} has fingerprint {expected}, its manifest says {manifest.fingerprint}: {_RUN_AGAIN}"]
+        """Whether counts, corpora and fingerprint are those of the identity and of the checksums that it names."""
+        faults = []
+        if lacking := [name for name in _COUNTS if name not in manifest.counts]:
+            faults.append(f"{manifest_path(self.directory)} has no count {lacking[0]}: {_RUN_AGAIN}")
+        corpora = [parent.fingerprint for parent in manifest.inputs if parent.role == "corpus"]
+        if corpora != [prefix["fingerprint"] for prefix in self.identity["corpus"]]:
+            faults.append(f"{manifest_path(self.directory)} names other corpora than {IDENTITY}: {_RUN_AGAIN}")
+        if manifest.fingerprint != (expected := self._fingerprint(manifest.files)):
+            faults.append(
+                f"{self.directory} has fingerprint {expected}, its manifest says {manifest.fingerprint}: {_RUN_AGAIN}"
+            )
+        return faults
 
     def verify(self, advance: Callable[[int], object] = lambda num_bytes: None) -> dict[int, str]:
         """Read every published block; about 1 GB/s where they are in the page cache.

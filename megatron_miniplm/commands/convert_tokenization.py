@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     num_workers = worker_count(arguments)
-    from megatron_miniplm.artifacts.data_args import expand_prefixes
+    from megatron_miniplm.artifacts.data_args import expand_prefixes, require_readable
     from megatron_miniplm.corpus.retokenization.convert import ConversionSettings, convert_prefixes
 
     given = (arguments.source_tokenizer_type, arguments.source_tokenizer_model)
@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         source_tokenizer_model=arguments.source_tokenizer_model,
     )
     prefixes = expand_prefixes(arguments.input)
+    require_readable(*(arguments.output / prefix.name for prefix in prefixes))
     for prefix, manifest in convert_prefixes(prefixes, arguments.output, settings, num_workers=num_workers).items():
         print(f"{prefix}: {describe_counts(manifest.counts)}")
 

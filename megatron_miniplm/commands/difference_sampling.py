@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, require_readable
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.selection.difference import DIFFERENCE, REDUCTIONS, UNITS, Measure
 from megatron_miniplm.selection.rule import RATIO_OF, SAMPLING, WEIGHTS, Rule
@@ -125,6 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
     scores = _scores(arguments, measure)
     if arguments.processes is not None and arguments.processes < 1:
         raise InputError(f"--processes {arguments.processes} must be at least 1")
+    require_readable(arguments.output)
     reference_data = expand_prefixes(arguments.reference_data)
 
     from megatron_miniplm.memory import keep_freed_memory

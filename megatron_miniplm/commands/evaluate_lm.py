@@ -30,6 +30,7 @@ from megatron_miniplm.commands.score_corpus import (
     add_shared_arguments,
     model_flags,
     open_model,
+    require_seq_length,
 )
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.checkpoints import ALL, LATEST, choose_iterations
@@ -102,7 +103,8 @@ def _check(argv: Sequence[str]) -> "tuple[HuggingFaceModel | None, list[HeldOutC
     if "--ckpt-step" in given_flags(argv):
         raise InputError("--ckpt-step has no meaning here: give --checkpoint-iterations")
     for flag in ("--miniplm-block-sequences", "--every-nth"):
-        if (value := getattr(arguments, flag.removeprefix("--").replace("-", "_"))) < 1:
+        value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
+        if value is not None and value < 1:
             raise InputError(f"{flag} {value} must be at least 1")
     if Path(arguments.miniplm_scores).is_file():
         raise InputError(f"--miniplm-scores {arguments.miniplm_scores} is a file: give a directory")
@@ -114,6 +116,7 @@ def _check(argv: Sequence[str]) -> "tuple[HuggingFaceModel | None, list[HeldOutC
         _iterations(arguments)
     elif arguments.checkpoint_iterations != [LATEST]:
         raise InputError("--checkpoint-iterations is for --load; --load-hf names one model: leave it out")
+    require_seq_length(model, argv)
     return model, corpora
 
 

@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.command_line import our_flags_only, wants_help
-from megatron_miniplm.commands.score_corpus import add_shared_arguments, check_prefixes, model_flags, open_model
+from megatron_miniplm.commands.score_corpus import (
+    add_shared_arguments,
+    check_prefixes,
+    model_flags,
+    open_model,
+    require_seq_length,
+)
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
 from megatron_miniplm.scoring.proxy.targets import check_pair
@@ -109,7 +115,7 @@ def _check(argv: Sequence[str]) -> tuple["HuggingFaceModel | None", int]:
         raise InputError(f"{found[0]} has no meaning here: give {OURS_INSTEAD[found[0]]}")
     for flag, least in (("--proxy-steps", 1), ("--proxy-batch-sequences", 1), ("--miniplm-block-sequences", 1)):
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
-        if value < least:
+        if value is not None and value < least:
             raise InputError(f"{flag} {value} must be at least {least}")
     if not 0 < arguments.holdout_fraction < 1:
         raise InputError(f"--holdout-fraction {arguments.holdout_fraction} must lie in (0, 1)")
@@ -119,4 +125,6 @@ def _check(argv: Sequence[str]) -> tuple["HuggingFaceModel | None", int]:
         raise InputError(f"--load and --save are both {arguments.save}: give the proxy a directory of its own")
     check_prefixes(arguments)
     check_pair(*(ScoreStore.open(Path(scores)) for scores in (arguments.teacher_scores, arguments.reference_scores)))
-    return open_model(arguments, argv), arguments.proxy_steps
+    model = open_model(arguments, argv)
+    require_seq_length(model, argv)
+    return model, arguments.proxy_steps

@@ -27,8 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from megatron_miniplm.artifacts.data_args import require_readable
     from megatron_miniplm.indexed.materialize import materialize
 
+    require_readable(arguments.output)
     manifest = materialize(arguments.input, arguments.output)
     counts = manifest.counts
     print(

@@ -79,8 +79,9 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--miniplm-block-sequences",
         type=int,
-        default=4096,
-        help="sequences of a block, the unit of work, of resuming and of files (default: 4096)",
+        metavar="N",
+        help="sequences per block, the unit of work, of resuming and of files (default: by the number of tokens, "
+        "64 to 4096 full windows)",
     )
     group.add_argument(
         "--miniplm-window-overlap",
@@ -134,6 +135,15 @@ def model_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[s
     return flags
 
 
+def require_seq_length(model: "HuggingFaceModel | None", argv: Sequence[str]) -> None:
+    """Raise `InputError` where neither the flags nor a Megatron checkpoint say how long the context is."""
+    given = given_flags(argv)
+    if "--seq-length" in given or (model is None and "--use-checkpoint-args" in given):
+        return
+    remedy = "or add --use-checkpoint-args" if model is None else f"up to {model.architecture.max_positions} here"
+    raise InputError(f"--seq-length is missing: give the longest context in tokens, {remedy}")
+
+
 def longest_context_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[str]:
     """`--seq-length`, where it is not given and no rows are cut by it: as far as a Hugging Face model goes.
 
@@ -150,15 +160,17 @@ def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
     check_prefixes(arguments)
-    if arguments.miniplm_block_sequences < 1:
+    if arguments.miniplm_block_sequences is not None and arguments.miniplm_block_sequences < 1:
         raise InputError(f"--miniplm-block-sequences {arguments.miniplm_block_sequences} must be at least 1")
     if not 0 < arguments.sample_fraction <= 1:
         raise InputError(f"--sample-fraction {arguments.sample_fraction} must lie in (0, 1]")
-    return open_model(arguments, argv)
+    model = open_model(arguments, argv)
+    require_seq_length(model, argv)
+    return model
 
 
 def check_prefixes(arguments: argparse.Namespace) -> None:
-    """Raise `InputError` where `--miniplm-corpus` names what is no prefix."""
+    """Raise `InputError` where `--miniplm-corpus` contains an invalid dataset prefix."""
     for prefix in expand_prefixes(arguments.miniplm_corpus):
         require_prefix(prefix)
 

@@ -93,11 +93,9 @@ class _Labels:
                 "corpus back, or score it again"
             )
         self._source = IndexedCorpus.open(data_prefix(prefix)) if self._corpus.is_view else self._corpus
-        self._path = Sidecar(sidecar_path(data_prefix(prefix))).path  # refuses another format
-        self._file = pq.ParquetFile(self._path)
+        self._sidecar = Sidecar(sidecar_path(data_prefix(prefix)), self._corpus)
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
-        groups = range(self._file.num_row_groups)
-        self._last_G = np.array([self._file.metadata.row_group(group).column(0).statistics.max for group in groups])
+        self._last_G = self._sidecar.last_sequences
 
     def of(self, first: int, last: int) -> list[pa.Array]:
         """Ids and domains of a run of sequences, strings or null."""
@@ -136,12 +134,7 @@ class _Labels:
     def _table(self, group: int) -> pa.Table:
         """A row group, the last few of which are kept: neighbours in a view mostly lie in one."""
         if group not in self._tables:
-            try:
-                table = self._file.read_row_group(group, columns=["sequence", "id", "domain"])
-            except (pa.ArrowException, OSError) as error:
-                raise CorruptArtifactError(
-                    f"{self._path}, row group {group}: cannot be read ({error}); copy it again, or preprocess again"
-                ) from None
+            table = self._sidecar.group(group, ["sequence", "id", "domain"])
             self._tables[group] = table.set_column(2, "domain", table["domain"].cast(pa.string()))
             if len(self._tables) > _CACHED_ROW_GROUPS:
                 self._tables.popitem(last=False)

@@ -24,9 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from megatron_miniplm.artifacts.data_args import expand_prefixes, prefixes_of
+    from megatron_miniplm.artifacts.data_args import expand_prefixes, prefixes_of, require_readable
     from megatron_miniplm.selection.split import split_reference
 
+    require_readable(arguments.output)
     counts = split_reference(
         expand_prefixes(prefixes_of(arguments.input)),
         arguments.output,

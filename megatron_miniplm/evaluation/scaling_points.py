@@ -1,6 +1,7 @@
 """Points of scaling curves, from a JSON file or from TensorBoard logs of Megatron."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.curves import read_curve
 
@@ -35,8 +37,9 @@ def read_points(path: Path) -> dict[str, ScalingPoints]:
     """
     form = 'expected {"method": [{"compute_flops": 1e18, "loss": 4.2, "run": "optional"}, ...], ...}'
     try:
-        methods = json.loads(path.read_bytes(), parse_int=float)
-    except ValueError as error:  # of JSON and of its encoding
+        with open_regular(path) as stream:
+            methods = json.loads(stream.read(), parse_int=float)
+    except (ValueError, RecursionError) as error:  # of JSON and of its encoding
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(methods, dict) or not methods:
         raise InputError(f"{path} holds no methods: {form}")
@@ -59,7 +62,11 @@ def read_points(path: Path) -> dict[str, ScalingPoints]:
 
 
 def _is_point(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), float) for key in ("compute_flops", "loss"))
+    return isinstance(entry, dict) and all(map(_is_finite, map(entry.get, ("compute_flops", "loss"))))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def points_of_logs(

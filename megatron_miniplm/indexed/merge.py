@@ -13,7 +13,7 @@ from operator import and_
 from pathlib import Path
 from typing import Any, Self
 
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_unreadable, write_data_args
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, require_readable, write_data_args
 from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.lineage import parent_path
@@ -111,7 +111,7 @@ def blend_prefixes(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
     Raises:
         InputError: the prefixes do not fit together, shards are missing, or `output_dir` holds another list.
     """
-    refuse_unreadable([output_dir, *prefixes])
+    require_readable(output_dir, *prefixes)
     if is_prefix(output_dir):
         raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --as-data-args")
     with sole_writer(output_dir):

@@ -19,14 +19,20 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors, publish
+from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, create_over, named_in_errors, publish
 from megatron_miniplm.artifacts.manifest import checksum_of
 from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.layout import bin_path
 from megatron_miniplm.indexed.pieces import NO_DOMAIN, Pieces
-from megatron_miniplm.indexed.sidecar_rows import IDENTIFYING, RowCheck, fault_of_values, mismatch_of_sequence
+from megatron_miniplm.indexed.sidecar_rows import (
+    IDENTIFYING,
+    RowCheck,
+    fault_of_values,
+    mismatch_of_sequence,
+    mismatch_of_some,
+)
 
 SUFFIX = ".documents.parquet"
 #: 2 has a CRC-32 in every page header, which readers verify; else it is 1.
@@ -96,7 +102,7 @@ class SidecarWriter:
     def __init__(self, prefix: Path) -> None:
         self._path = sidecar_path(prefix)
         self._temporary = self._path.with_name(f".{self._path.name}{TEMPORARY_SUFFIX}")
-        self._stream = self._temporary.open("wb")
+        self._stream = create_over(self._temporary)
         self._writer = pq.ParquetWriter(
             self._stream,
             SCHEMA,
@@ -195,6 +201,29 @@ class Sidecar:
             yield table if columns is None else table.select(columns)
         if check is not None and (mismatch := check.mismatch_at_end()):
             raise CorruptArtifactError(mismatch)
+
+    def group(self, place: int, columns: list[str]) -> pa.Table:
+        """Some columns of one row group, without reading those before it.
+
+        Raises:
+            CorruptArtifactError: the file is damaged, or the checksums of some of these rows are not those of the data.
+        """
+        table = self._read(place, list(dict.fromkeys([*columns, *IDENTIFYING])))
+        if self._source is not None and (mismatch := mismatch_of_some(self.path, self._source, table)):
+            raise CorruptArtifactError(mismatch)
+        return table.select(columns)
+
+    @property
+    def last_sequences(self) -> np.ndarray:
+        """The last sequence of each row group, int64.
+
+        Raises:
+            CorruptArtifactError: the file does not say.
+        """
+        columns = [self._file.metadata.row_group(group).column(0) for group in range(self._file.num_row_groups)]
+        if not all(column.statistics is not None and column.statistics.has_min_max for column in columns):
+            raise CorruptArtifactError(f"{self.path} has row groups without statistics: {_REMEDY}")
+        return np.array([column.statistics.max for column in columns], np.int64)
 
     def pieces_of(self, sequence: int) -> list[dict[str, Any]]:
         """The rows of one sequence, without reading the others' row groups.

@@ -115,6 +115,24 @@ class RowCheck:
         return []
 
 
+def mismatch_of_some(path: Path, corpus: IndexedCorpus, table: pa.Table) -> str | None:
+    """Whether some rows from anywhere in a sidecar are of other tokens than a corpus has: a message, or None.
+
+    Compares the first pieces of some sequences, evenly spaced: those begin where their sequence does.
+    """
+    sequence_P, num_tokens_P, crc32_P = (table[name].to_numpy() for name in IDENTIFYING)
+    firsts = 1 + np.flatnonzero(sequence_P[1:] != sequence_P[:-1])
+    places = (
+        firsts[np.unique(np.linspace(0, len(firsts) - 1, NUM_SAMPLED_PIECES).astype(np.int64))] if len(firsts) else []
+    )
+    for place in places:
+        sequence = int(sequence_P[place])
+        tokens_T = corpus.sequence(sequence) if sequence < len(corpus) else None
+        if tokens_T is None or zlib.crc32(tokens_T[: num_tokens_P[place]].tobytes()) != crc32_P[place]:
+            return _mismatch(path, corpus, sequence)
+    return None
+
+
 def mismatch_of_sequence(path: Path, corpus: IndexedCorpus, sequence: int, rows: list[dict[str, int]]) -> str | None:
     """Whether the rows of one sequence are not of its tokens: a message, or None; reads that sequence alone."""
     tokens_T = corpus.sequence(sequence) if 0 <= sequence < len(corpus) else np.zeros(0, corpus.token_dtype)
@@ -123,6 +141,10 @@ def mismatch_of_sequence(path: Path, corpus: IndexedCorpus, sequence: int, rows:
         found = crc32_of_runs(tokens_T, np.array(num_tokens, np.int64))
         if found.tolist() == [row["crc32"] for row in rows]:
             return None
+    return _mismatch(path, corpus, sequence)
+
+
+def _mismatch(path: Path, corpus: IndexedCorpus, sequence: int) -> str:
     return (
         f"{path} does not describe the tokens of sequence {sequence} of {corpus.prefix}: it belongs to another corpus, "
         "or the corpus has changed; copy both, or preprocess, again"

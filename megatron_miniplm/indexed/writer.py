@@ -1,5 +1,6 @@
 """A streaming writer whose memory does not grow with the corpus, and whose bytes are Megatron's."""
 
+import errno
 import fcntl
 import glob
 import os
@@ -13,7 +14,7 @@ from typing import IO, Self, cast
 
 import numpy as np
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, atomic_output, named_in_errors, publish
+from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, atomic_output, create_over, named_in_errors, publish
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, hasher
 from megatron_miniplm.artifacts.manifest import PREFIX_MANIFEST_SUFFIX, prefix_manifest_path
 from megatron_miniplm.errors import InputError
@@ -186,30 +187,70 @@ def _temporary(prefix: Path, part: str) -> Path:
 
 
 def _open(path: Path, mode: str) -> IO[bytes]:
-    """Open a file that outlives the function that opens it."""
-    return cast(IO[bytes], open(path, mode, opener=_without_links))
-
-
-def _without_links(path: str, flags: int) -> int:
-    """Open a file whose name can be guessed: a link in its place leads to a file that is not ours."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    """Open a file that outlives the function that opens it; one that is written from its start is a new one."""
+    return create_over(path) if mode == "wb" else cast(IO[bytes], path.open(mode))
 
 
 def _open_locked(path: Path, prefix: Path) -> IO[bytes]:
-    """Open an unfinished file for writing from its start, which nobody else may be doing."""
-    stream = _open(path, "ab")
+    """Create an unfinished file and lock it; nobody else may be writing one of this name.
+
+    One that a killed process has left is locked, so that it is known to be left, and replaced: what lies under a name
+    that others can guess is never written to.
+    """
+    with _locked_leftover(path, prefix):
+        try:
+            stream = create_over(path)
+        except FileExistsError:
+            raise _in_use(prefix) from None
+        try:
+            if _lock(stream.fileno()) and _is_still(path, stream.fileno()):
+                return stream
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()  # somebody took it for a leftover before it was locked
+        raise _in_use(prefix)
+
+
+@contextmanager
+def _locked_leftover(path: Path, prefix: Path) -> Iterator[None]:
+    """Hold the lock of the file under a name, if there is one and it is no link, until it has been replaced."""
+    descriptor = None
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_ours = os.fstat(stream.fileno()).st_ino == path.stat().st_ino  # not one that was published just now
-    except (BlockingIOError, FileNotFoundError):
-        is_ours = False
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:  # nothing there, a link, or another user's file: replaced, if the directory lets us
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.EACCES):
+            raise
+    try:
+        if descriptor is not None and not (_lock(descriptor) and _is_still(path, descriptor)):
+            raise _in_use(prefix)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file; False where another process has. A file system without locks refuses nobody."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError:
-        is_ours = True  # a file system without locks
-    if not is_ours:
-        stream.close()
-        raise InputError(f"{prefix} is being written by another process: wait for it, or stop it")
-    stream.truncate(0)
-    return stream
+        pass
+    return True
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether an open file has its name, not one that was published or replaced just now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _in_use(prefix: Path) -> InputError:
+    return InputError(f"{prefix} is being written by another process: wait for it, or stop it")
 
 
 def _stored(stream: IO[bytes], dtype: np.dtype) -> Iterator[np.ndarray]:

@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import multiprocessing
 import os
+import re
 import socket
 import sys
 import traceback
@@ -30,6 +31,8 @@ from megatron_miniplm.terminal import printable
 
 AddArguments = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 _announced: set[str] = set()
+#: How Megatron says that a flag is missing (training/arguments.py), with a message or without.
+_MISSING = re.compile(r"(\w+) argument is None|assert args\.(\w+) is not None does not hold")
 
 
 def prepare(supported: SupportedReleases = PROGRAMS) -> None:
@@ -160,6 +163,9 @@ def megatron_errors(what: str) -> Iterator[None]:
     except (AssertionError, ValueError, RuntimeError, OSError) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(str(error).split()) or f"{frame.line} does not hold"
+        if missing := _MISSING.fullmatch(reason):
+            flag = "--" + (missing[1] or missing[2]).removeprefix("encoder_").replace("_", "-")
+            raise InputError(f"{flag} is missing: Megatron needs it with {what}") from error
         raise InputError(
             f"Megatron refuses {what}: {reason} ({os.path.basename(frame.filename)}:{frame.lineno})"
         ) from error

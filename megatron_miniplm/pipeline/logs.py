@@ -18,7 +18,7 @@ _PREFIX = re.compile(r"(?:\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\s+)?(?:\s*\d+:\s)?(?
 _EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Failure)(?::\s.*|:?\s*)")
 #: What launchers say after the error that matters.
 _CONSEQUENCE = re.compile(
-    r"srun: error: \S+: tasks? |ChildFailedError|error: \*\*\* \w+ \S+ ON \S+ CANCELLED AT \S+ \*"
+    r"srun: error: \S+: tasks? |ChildFailedError|^traceback : |error: \*\*\* \w+ \S+ ON \S+ CANCELLED AT \S+ \*"
 )
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

@@ -163,7 +163,7 @@ class Dispatch:
                 self._score(blocks)
             elif order == Order.WAIT:
                 time.sleep(POLL_SECONDS)
-            self._watch.tick(self._scorer.num_flops)
+            self._tick()
             if order == Order.LEAVE or self._is_over():
                 break
 
@@ -219,6 +219,7 @@ class Dispatch:
     def _score(self, blocks: Sequence[int]) -> None:
         """One pass: all blocks through the pipeline; a collective call of the replica."""
         plans = [self._plan(block) for block in blocks]
+        self._watch.begin(blocks)
         kept: dict[int, BlockSums] = {}
 
         def on_block(position: int, sums: BlockSums) -> None:
@@ -228,12 +229,16 @@ class Dispatch:
                 kept[position] = sums
 
         try:
-            self._scorer.score(plans, on_block, on_row=lambda: self._watch.tick(self._scorer.num_flops))
+            self._scorer.score(plans, on_block, on_row=self._tick)
         except MiniPLMError as error:  # of `_publish`, once the pass is over: the replica is still in step
             self._error = error
         self._fail_on_bad(plans, kept)
         if self._scorer.replica.num_lanes > 1:
             self._publish_lanes(blocks, plans, kept)
+
+    def _tick(self) -> None:
+        """Show where the job stands; the lanes of a replica share its rows evenly."""
+        self._watch.tick(self._scorer.num_flops, self._scorer.num_fed_tokens * self._scorer.replica.num_lanes)
 
     def _plan(self, block: int) -> BlockRows:
         sequences = self._store.plan.sequences(block)

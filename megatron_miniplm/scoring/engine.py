@@ -102,7 +102,7 @@ class SharedScorer:
         if self._scorer is None:
             chunks = models.load_for_scoring(self._args)
             self._scorer = Scorer(self._args, chunks, self._vocab_size, self._rules, self._pool)
-        self._scorer.num_flops = 0.0
+        self._scorer.num_flops, self._scorer.num_fed_tokens = 0.0, 0
         return self._scorer, self._pool
 
 
@@ -148,7 +148,7 @@ def fill_store(
         with watch:
             claims = Claims(store.directory) if scorer.replica.is_writer else None
             Dispatch(store, scorer, pool, claims, stop, watch, choose).run()
-            watch.look(scorer.num_flops)
+            watch.look(scorer.num_flops, scorer.num_fed_tokens)
     except MiniPLMError as found:
         error = found
         stop.make()

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_miniplm.artifacts.score_blocks import default_block_sequences
+from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity, identity_of_inputs
 from megatron_miniplm.scoring.rows import ScoringRules
 
@@ -28,7 +30,7 @@ def identity_of(
     return {
         **identity_of_inputs(args, prefixes, model, tokenizer),
         "settings": {
-            "block_sequences": args.miniplm_block_sequences,
+            "block_sequences": args.miniplm_block_sequences or _block_sequences(args, prefixes, rules),
             **asdict(rules),
             "sample_fraction": args.sample_fraction,
             "sample_seed": args.sample_seed if args.sample_fraction < 1 else None,
@@ -37,3 +39,13 @@ def identity_of(
             "precision": str(args.params_dtype).removeprefix("torch."),
         },
     }
+
+
+def _block_sequences(args: argparse.Namespace, prefixes: Sequence[Path], rules: ScoringRules) -> int:
+    corpora = [IndexedCorpus.open(prefix) for prefix in prefixes]
+    num_tokens = sum(corpus.num_tokens for corpus in corpora)
+    return default_block_sequences(
+        num_sequences=sum(map(len, corpora)),
+        num_tokens=round(num_tokens * args.sample_fraction),
+        context_tokens=rules.context_tokens,
+    )

@@ -40,6 +40,7 @@ class Scorer:
         row_tokens: tokens of a full row: `--micro-batch-size` x `--seq-length`.
         num_stages: pipeline stages that a pass fills and drains.
         num_flops: this rank's share of the floating point operations so far, by `ModelShape`.
+        num_fed_tokens: tokens in the rows of this lane so far, padding left out.
         sums_type: what becomes of the predictions of a block.
     """
 
@@ -75,6 +76,7 @@ class Scorer:
         self.replica = Replica.of_this_rank()
         self.num_stages = args.pipeline_model_parallel_size
         self.num_flops = 0.0
+        self.num_fed_tokens = 0
         self._shape = ModelShape.from_megatron_args(args, vocab_size)
         self._ranks_per_lane = args.tensor_model_parallel_size * self.num_stages
         self._chunks = chunks
@@ -201,6 +203,7 @@ class Scorer:
         if model is self._chunks[0]:
             lengths = np.diff(row.boundaries[: row.num_windows + 1])
             self.num_flops += self._shape.forward_flops(lengths.tolist()) / self._ranks_per_lane
+            self.num_fed_tokens += int(lengths.sum())
             self._on_row()
         return output, partial(self._reduce, row)
 

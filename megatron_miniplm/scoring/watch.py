@@ -1,12 +1,13 @@
 """What a running job shows: progress with tokens/s, ETA, mean NLL and MFU, and the same as TensorBoard scalars.
 
 Rates and the mean are those of all jobs that share the store: rates from the blocks that appear, the mean from some of
-them, because a hundred jobs must not read a hundred times what is written once.
+them, because a hundred jobs must not read a hundred times what is written once. Of the blocks that this replica works
+on, the rows count that it has fed to the model, so that progress is seen before the first block is finished.
 """
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from megatron_miniplm.artifacts.scores import ScoreStore
@@ -42,36 +43,46 @@ class Watch:
         peak_flops: float | None,
     ) -> None:
         self._store = store
+        self._tokens = tokens_of_missing
         self._left = dict(tokens_of_missing)
+        self._own: tuple[int, ...] = ()  # blocks of the pass that this replica is in
+        self._fed_before = self._num_fed = 0  # by this replica before that pass, and until now
         self._tensorboard = tensorboard
         self._peak_flops = peak_flops
         self._progress = Progress(sum(self._left.values()), " tokens", visible=visible)
         self._is_used = visible or tensorboard is not None
         self._last_look = time.monotonic()
         self._interval = LINE_INTERVAL_SECONDS / 2
-        self._nll, self._num_tokens, self._num_fed = 0.0, 0, 0
+        self._nll, self._num_tokens, self._num_published = 0.0, 0, 0
         self._flops_at_last_look = 0.0
 
-    def tick(self, num_flops: float) -> None:
+    def begin(self, blocks: Sequence[int]) -> None:
+        """This replica feeds these blocks from now on; those before are finished, or about to be."""
+        self._own, self._fed_before = tuple(blocks), self._num_fed
+
+    def tick(self, num_flops: float, num_fed_tokens: int = 0) -> None:
         """Look at the store if it is time to; cheap enough for every row.
 
         It never raises: it is called in the middle of a pass, and a rank that leaves that leaves the others waiting.
 
         Args:
             num_flops: what this rank's share of the model has computed since the start.
+            num_fed_tokens: that this replica has fed to it since the start.
         """
+        self._num_fed = num_fed_tokens
         if self._is_used and time.monotonic() - self._last_look >= self._interval:
-            self.look(num_flops)
+            self.look(num_flops, num_fed_tokens)
 
-    def look(self, num_flops: float) -> None:
+    def look(self, num_flops: float, num_fed_tokens: int = 0) -> None:
         """See which blocks have appeared and show where the job stands.
 
         A block that cannot be read is named and left to `ScoreStore.finish`, which refuses it.
         """
         now = time.monotonic()
-        num_fed, nll, num_tokens = 0, 0.0, 0
+        self._num_fed = num_fed_tokens
+        num_published, nll, num_tokens = 0, 0.0, 0
         for position, block in enumerate(self._appeared()):
-            num_fed += self._left.pop(block)
+            num_published += self._left.pop(block)
             if position >= MAX_READ_BLOCKS:
                 continue
             try:
@@ -82,26 +93,30 @@ class Watch:
             scored = scores["num_tokens"] > 0
             nll += float(scores["nll"][scored].sum(dtype="f8"))
             num_tokens += int(scores["num_tokens"][scored].sum(dtype="i8"))
-        self._nll, self._num_tokens, self._num_fed = (
-            self._nll + nll,
-            self._num_tokens + num_tokens,
-            self._num_fed + num_fed,
-        )
+        self._nll, self._num_tokens = self._nll + nll, self._num_tokens + num_tokens
+        self._num_published += num_published
+        num_new = max(0, self._num_published + self._num_in_flight() - self._progress.done)
         seconds = max(now - self._last_look, 1e-9)
         utilisation = self._utilisation(num_flops, seconds)
-        self._progress.advance(num_fed, note=self._note(utilisation))
+        self._progress.advance(num_new, note=self._note(utilisation))
         if self._tensorboard is not None and num_tokens:
             scalars = {
-                "tokens per second": num_fed / seconds,
+                "tokens per second": num_new / seconds,
                 f"mean {self._store.quantity} (nats)": nll / num_tokens,
                 "MFU": utilisation,
             }
             for name, value in scalars.items():
                 if value is not None:
-                    self._tensorboard.add_scalar(f"scoring/{name}", value, self._num_fed)
+                    self._tensorboard.add_scalar(f"scoring/{name}", value, self._num_published)
         self._flops_at_last_look = num_flops
         self._interval = max(self._interval, (time.monotonic() - now) / LOOKING_FRACTION)
         self._last_look = time.monotonic()
+
+    def _num_in_flight(self) -> int:
+        """Tokens that were fed of blocks that are not published yet; windows that overlap count once at the most."""
+        num_left = sum(self._left.get(block, 0) for block in self._own)
+        num_published = sum(self._tokens.get(block, 0) for block in self._own) - num_left
+        return min(max(0, self._num_fed - self._fed_before - num_published), num_left)
 
     def _appeared(self) -> list[int]:
         """Blocks of ours that are published by now; none where the directory cannot be listed just now."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts.atomic import write_json
-from megatron_miniplm.artifacts.data_args import refuse_unreadable, write_data_args
+from megatron_miniplm.artifacts.data_args import require_readable, write_data_args
 from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.manifest import Manifest, checksum_of, input_of, refuse_another
@@ -70,7 +70,7 @@ def difference_sample(
     corpus = ScoredCorpus.open(scores)
     refuse_incomparable(corpus)
     _refuse_unscored(corpus)
-    refuse_unreadable(corpus.prefixes if index_only else [output_dir])
+    require_readable(*(corpus.prefixes if index_only else [output_dir]))
     corpus.open_in_background(prefixes_of_rank(corpus, ranks))
     seen = training_prefixes(corpus, reference_data) if seen_by_reference != "allow" else {}
     settings = {**rule.settings(), "index_only": index_only, "seen_by_reference": seen_by_reference}

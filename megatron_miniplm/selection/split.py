@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_miniplm.artifacts.data_args import refuse_unreadable, write_data_args
+from megatron_miniplm.artifacts.data_args import write_data_args
 from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, is_prefix, refuse_another
@@ -34,7 +34,6 @@ def split_reference(
     """
     if not 0 < reference_fraction < 1:
         raise InputError(f"--reference-fraction {reference_fraction} must lie in (0, 1)")
-    refuse_unreadable([output_dir])
     if is_prefix(output_dir):
         raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
     if not prefixes:

@@ -1,12 +1,15 @@
 """`--miniplm-dry-run`: what a training command would do, on one process and without a GPU.
 
 The flags are parsed, the model is built on PyTorch's meta device (shapes without memory), and the three datasets are
-built as training builds them, index caches included. Nothing is trained, loaded or saved.
+built as training builds them. Nothing is trained or loaded, and nothing is left on disk: index caches are built in a
+temporary directory (below TMPDIR) unless --data-cache-path holds them already.
 """
 
 import argparse
 import importlib.util
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,6 +93,24 @@ def _training_lines(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _data_lines(args: argparse.Namespace) -> Iterator[str]:
+    place = args.data_cache_path or "a directory beside the data"
+    with tempfile.TemporaryDirectory(prefix="miniplm-dry-run-") as directory:
+        if args.data_cache_path:
+            _link_caches(Path(args.data_cache_path), Path(directory))
+        args.data_cache_path = directory
+        yield from _dataset_tables()
+        built = sum(path.stat().st_size for path in Path(directory).iterdir() if not path.is_symlink())
+    yield _row("index caches", f"{built:,} bytes, removed again; training will write them to {place}")
+
+
+def _link_caches(kept: Path, directory: Path) -> None:
+    """Let what a run has cached already be found in `directory`."""
+    for pattern in ("*.npy", "*.txt"):  # no locks
+        for path in kept.glob(pattern):
+            (directory / path.name).symlink_to(path.absolute())
+
+
+def _dataset_tables() -> Iterator[str]:
     sizes = training.get_train_valid_test_num_samples()
     datasets = train_valid_test_datasets_provider(list(sizes))
     yield "data"

@@ -1,15 +1,21 @@
+import errno
 import json
+import os
 import re
+import secrets
 import signal
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_miniplm.artifacts import atomic_output, write_array, write_json, write_text
-from megatron_miniplm.artifacts.atomic import array_output
+from megatron_miniplm.artifacts.atomic import array_output, create_over
+from megatron_miniplm.artifacts.exclusive import write_once
 
 
 def names(directory):
@@ -77,6 +83,49 @@ def test_two_writers_each_leave_a_whole_file(tmp_path):
             second.write(b"second")
         assert path.read_bytes() == b"second"
     assert path.read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("make_link", [os.symlink, os.link])
+def test_what_lies_under_a_name_that_can_be_guessed_is_replaced(tmp_path: Path, make_link: Callable[..., None]) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    make_link(tmp_path / "victim", tmp_path / "guessed")
+    with create_over(tmp_path / "guessed") as stream:
+        stream.write(b"new")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert (tmp_path / "guessed").read_bytes() == b"new"
+
+
+def test_a_link_that_is_made_under_the_random_name_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    monkeypatch.setattr(secrets, "token_hex", lambda num_bytes: "0" * 16)
+    (tmp_path / f".file.{'0' * 16}.tmp").symlink_to("victim")
+    with pytest.raises(FileExistsError):
+        write_text(tmp_path / "file", "new")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def test_a_directory_that_cannot_be_synced_is_named_and_has_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refuse_directories(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_directories)
+    writers = {"atomic": lambda path: write_text(path, "new"), "once": lambda path: write_once(path, b"new")}
+    for name, write in writers.items():
+        path = tmp_path / name / "file"
+        path.parent.mkdir()
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            write(path)
+        assert str(caught.value.filename).startswith(str(path.parent))
+        assert path.read_bytes() == b"new"
+        assert names(path.parent) == ["file"]
 
 
 def test_json_keeps_order_and_characters(tmp_path):

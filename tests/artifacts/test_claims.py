@@ -14,12 +14,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_miniplm.artifacts import claims as claims_module
+from megatron_miniplm.artifacts import owners
 from megatron_miniplm.artifacts.claims import Claims, Handout
 from megatron_miniplm.artifacts.heartbeats import in_flight, server_time_ns
 from megatron_miniplm.artifacts.owners import Owner, slurm_job
@@ -241,6 +243,42 @@ def test_a_dead_process_of_this_host_is_seen_at_once(
 ) -> None:
     record(tmp_path, replace(Owner.of_this_process("other"), **change), 3)
     assert opened("a").claim(3, is_done=never) == taken_over
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_process_that_proc_hides_is_dead_only_if_it_is_gone(
+    opened: Callable[..., Claims], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """Under `hidepid` /proc does not show the processes of other users."""
+    (tmp_path / "proc").mkdir()
+    owner = Owner.of_this_process("other")
+    record(tmp_path, owner if is_there else replace(owner, pid=2**22 + 1), 3)
+    monkeypatch.setattr(owners, "_PROC", tmp_path / "proc")
+    assert opened("a").claim(3, is_done=never) == (not is_there)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "/etc/passwd"},
+        {"name": ""},
+        {"pid": 0},
+        {"pid": "1"},
+        {"pid": True},
+        {"since": None},
+        {"host": 1},
+        {"x": 1},
+    ],
+)
+def test_records_that_we_do_not_write_name_no_owner(values: dict[str, Any]) -> None:
+    sound = json.loads(Owner.of_this_process("other").to_bytes())
+    assert Owner.from_bytes(json.dumps(sound).encode()) is not None
+    assert Owner.from_bytes(json.dumps(sound | values).encode()) is None
+
+
+def test_a_claim_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert Owner.read(tmp_path / "fifo") is None
 
 
 def test_a_zombie_is_dead() -> None:
@@ -556,6 +594,7 @@ def test_threads_share_the_blocks(tmp_path: Path) -> None:
 WORKER = """
 import os, sys, time
 from pathlib import Path
+from typing import Any
 from megatron_miniplm.artifacts.claims import Claims
 from megatron_miniplm.artifacts.exclusive import write_once
 

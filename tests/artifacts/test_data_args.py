@@ -9,7 +9,7 @@ from megatron_miniplm.artifacts.data_args import (
     DATA_ARGS,
     expand_prefixes,
     prefixes_of,
-    refuse_unreadable,
+    require_readable,
     write_data_args,
 )
 from megatron_miniplm.cli import run_tool
@@ -91,8 +91,8 @@ def test_many_prefixes_take_no_time(tmp_path: Path) -> None:
 def test_a_working_directory_with_a_blank_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my data").mkdir()
     monkeypatch.chdir(tmp_path / "my data")
-    with pytest.raises(InputError, match=r"my data/corpus' has a blank, tab or newline in it"):
-        refuse_unreadable([Path("corpus")])
+    with pytest.raises(InputError, match=r"my data/corpus' contains a blank"):
+        require_readable(Path("corpus"))
 
 
 def test_a_directory_stands_for_its_prefixes_by_name(tmp_path: Path) -> None:

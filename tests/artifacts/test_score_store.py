@@ -20,7 +20,8 @@ from megatron_miniplm.artifacts import digest_values, load_manifest, scores
 from megatron_miniplm.artifacts.claims import Claims
 from megatron_miniplm.artifacts.exclusive import write_once
 from megatron_miniplm.artifacts.heartbeats import Holder, in_flight
-from megatron_miniplm.artifacts.manifest import verify_files
+from megatron_miniplm.artifacts.manifest import ArtifactInput, verify_files
+from megatron_miniplm.artifacts.score_blocks import default_block_sequences
 from megatron_miniplm.artifacts.score_identity import identity_bytes
 from megatron_miniplm.artifacts.scores import NOT_SCORED, SCORE_DTYPE, BlockPlan, ScoreStore
 from megatron_miniplm.errors import (
@@ -59,11 +60,34 @@ def finished(tmp_path: Path, corpus: IndexedCorpus) -> ScoreStore:
     return write_scores(tmp_path / "teacher", [corpus], NLL)
 
 
+def inputs_of(corpus: IndexedCorpus) -> tuple[ArtifactInput, ...]:
+    return (ArtifactInput(role="corpus", path="../corpus", fingerprint=corpus.fingerprint()),)
+
+
 def test_blocks_cut_all_sequences_in_order() -> None:
     plan = BlockPlan(num_sequences=7, block_sequences=3)
     assert [list(plan.sequences(block)) for block in range(plan.num_blocks)] == [[0, 1, 2], [3, 4, 5], [6]]
     assert BlockPlan(num_sequences=6, block_sequences=3).num_blocks == 2
     assert BlockPlan(num_sequences=0, block_sequences=3).num_blocks == 0
+
+
+@pytest.mark.parametrize(
+    ("num_sequences", "mean_tokens", "expected_sequences"),
+    [
+        (10, 100, 10),  # too small to be cut
+        (4000, 512, 128),  # 2 M tokens: blocks of 64 windows of 1,024
+        (10**6, 512, 245),  # 0.5 G: 4,096 blocks
+        (10**8, 1024, 4096),  # 100 G: blocks of 4,096 windows
+        (10**8, 256, 4 * 4096),
+        (5, 10**6, 1),
+        (0, 0, 1),
+    ],
+)
+def test_blocks_are_sized_by_tokens(num_sequences: int, mean_tokens: int, expected_sequences: int) -> None:
+    found = default_block_sequences(
+        num_sequences=num_sequences, num_tokens=num_sequences * mean_tokens, context_tokens=1024
+    )
+    assert found == expected_sequences
 
 
 def test_round_trip(finished: ScoreStore) -> None:
@@ -248,7 +272,7 @@ def test_a_block_of_another_store_is_found(finished: ScoreStore, corpus: Indexed
     finished.require_complete()  # sizes only, but from now on reads compare
     with pytest.raises(CorruptArtifactError, match=message):
         finished.read_all()
-    finished.finish((), VERSIONS)  # what the same scoring command does
+    finished.finish(inputs_of(corpus), VERSIONS)  # what the same scoring command does
     assert finished.verify() == {}
     assert finished.require_complete().fingerprint == other.require_complete().fingerprint
 
@@ -338,10 +362,10 @@ def as_format_2(store: ScoreStore) -> ScoreStore:
     return old
 
 
-def test_a_finished_store_of_format_2_is_read(finished: ScoreStore, identity: dict[str, Any]) -> None:
+def test_a_finished_store_of_format_2_is_read(finished: ScoreStore, corpus: IndexedCorpus) -> None:
     old = as_format_2(finished)
     assert old.format_version == 2
-    old.finish((), VERSIONS)
+    old.finish(inputs_of(corpus), VERSIONS)
     assert old.require_complete().counts["num_tokens"] == sum(NUM_TOKENS)
     assert old.read_all()["nll"].tolist() == NLL
     assert old.verify() == {}
@@ -364,7 +388,7 @@ def test_a_store_of_format_2_without_a_block_is_started_anew(store: ScoreStore, 
 
 def test_more_blocks_than_can_be_listed_are_refused(tmp_path: Path, identity: dict[str, Any]) -> None:
     identity["corpus"][0]["num_sequences"] = 1 << 40
-    with pytest.raises(InputError, match=r"expected at most 8388608.*: give another --miniplm-block-sequences"):
+    with pytest.raises(InputError, match=r"expected at most 4194304.*: give another --miniplm-block-sequences"):
         ScoreStore.create_or_resume(tmp_path / "scores", identity)
 
 
@@ -398,6 +422,14 @@ def test_a_damaged_block_is_not_finished(finished: ScoreStore) -> None:
         (
             lambda store: replace(load_manifest(store.directory), files={}).write(store.directory),
             "manifest.json names no checksums.npy: run the same",
+        ),
+        (
+            lambda store: replace(load_manifest(store.directory), inputs=()).write(store.directory),
+            "manifest.json names other corpora than identity.json: run the same",
+        ),
+        (
+            lambda store: replace(load_manifest(store.directory), counts={}).write(store.directory),
+            "manifest.json has no count num_sequences: run the same",
         ),
     ],
 )

@@ -103,5 +103,5 @@ def test_views_that_repeat_by_weight_need_no_flag(capsys: pytest.CaptureFixture[
 
 def test_a_blank_in_a_path_is_refused_before_anything_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_tool("difference-sampling", [*STORES, "--ratio", "0.5", "--output", "my data/refined"]) == 2
-    assert "has a blank, tab or newline in it" in capsys.readouterr().err
+    assert "contains a blank, tab or line break" in capsys.readouterr().err
     assert not Path("my data").exists()

@@ -75,7 +75,10 @@ def test_logs_are_runs_and_early_evaluations_are_skipped(tmp_path: Path, capsys:
     ("text", "message"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "holds no methods"),
+        ('{"a": [{"compute_flops": NaN, "loss": 2}]}', "point 0 of a"),
+        ('{"a": [{"compute_flops": %s, "loss": 2}]}' % ("9" * 5000), "point 0 of a"),
         ('{"a": []}', "a holds no points"),
         ('{"a": [{"compute_flops": 1e18}]}', 'point 0 of a is {"compute_flops": 1e+18}: expected'),
         ('{"a": [{"compute_flops": 1e18, "loss": true}]}', "point 0 of a"),

@@ -242,7 +242,7 @@ def test_a_damaged_result_is_named(tasks_dir: Path, text: HuggingFaceText, tmp_p
     ask(tasks_dir, text, tmp_path, "piqa")
     (path,) = tmp_path.glob("piqa-*.json")
     path.write_text(path.read_text()[:100])
-    with pytest.raises(CorruptArtifactError, match=f"{path} is not the result of a task: delete it"):
+    with pytest.raises(CorruptArtifactError, match=f"{path} is not a valid result of a task .*: delete it"):
         ask(tasks_dir, text, tmp_path, "piqa")
 
 

@@ -1,3 +1,4 @@
+import os
 import re
 import struct
 from pathlib import Path
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from megatron_miniplm.artifacts import Manifest
-from megatron_miniplm.errors import CorruptArtifactError, InputError
+from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
 from megatron_miniplm.indexed.layout import HEADER
 
@@ -61,6 +62,15 @@ def test_missing_file(tmp_path, literal_corpus, suffix):
     (tmp_path / f"corpus.{suffix}").unlink()
     with pytest.raises(InputError, match=rf"corpus\.{suffix} does not exist: give the prefix of a \.bin/\.idx pair"):
         IndexedCorpus.open(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_a_fifo_is_refused_without_waiting(tmp_path, literal_corpus, suffix):
+    path = literal_corpus.prefix.with_name(literal_corpus.prefix.name + suffix)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(MiniPLMError, match=re.escape(path.name)):
+        IndexedCorpus.open(literal_corpus.prefix).fingerprint()
 
 
 def test_truncated_bin(tmp_path, literal_corpus):

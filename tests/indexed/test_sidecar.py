@@ -227,6 +227,10 @@ def test_a_sidecar_of_format_1_is_read(corpus: IndexedCorpus) -> None:
     replace_sidecar(corpus, lambda table: table, version="1")
     (table,) = read_all(corpus)
     assert table["sequence"].to_pylist() == SEQUENCE_P.tolist()
+    sidecar = Sidecar.of(corpus)
+    assert sidecar is not None
+    assert sidecar.group(0, ["id"])["id"].to_pylist() == ["a", "a", "b", "b", "c"]
+    assert sidecar.last_sequences.tolist() == [3]
     replace_sidecar(corpus, lambda table: table, version="3")
     with pytest.raises(CorruptArtifactError, match="has sidecar format 3, this release reads 1 and 2"):
         read_all(corpus)
@@ -249,6 +253,8 @@ def test_the_sidecar_of_another_corpus_is_refused_as_it_is_read(
     assert sidecar is not None
     with pytest.raises(CorruptArtifactError, match="belongs to another corpus"):
         sidecar.pieces_of(1)
+    with pytest.raises(CorruptArtifactError, match="belongs to another corpus"):
+        sidecar.group(0, ["id"])
     domain_N, bytes_N = np.zeros(4, np.uint16), np.zeros(4, np.int64)
     with pytest.raises(CorruptArtifactError, match="belongs to another corpus"):
         fill_domains_and_bytes(sidecar, other, domain_N, bytes_N)

@@ -1,4 +1,6 @@
+import runpy
 import socket
+from pathlib import Path
 
 import pytest
 from gloo_ranks import run_ranks
@@ -28,6 +30,16 @@ def test_an_assertion_without_a_message_is_quoted() -> None:
         raise AssertionError
     line = "raise AssertionError does not hold"
     assert str(raised.value).startswith(f"Megatron refuses these flags: {line} (test_program.py:")
+
+
+def test_a_flag_that_megatron_misses_is_named(tmp_path: Path) -> None:
+    script = tmp_path / "arguments.py"
+    script.write_text("class args: encoder_seq_length = None\nassert args.encoder_seq_length is not None\n")
+    with pytest.raises(InputError) as raised, megatron_errors("these flags"):
+        runpy.run_path(str(script))
+    assert str(raised.value) == "--seq-length is missing: Megatron needs it with these flags"
+    with pytest.raises(InputError, match=r"^--num-attention-heads is missing: "):
+        raise_in_megatron_errors(AssertionError("num_attention_heads argument is None"))
 
 
 def test_our_own_errors_pass_unchanged() -> None:

@@ -47,6 +47,7 @@ def test_a_log_that_cannot_be_read(tmp_path: Path, path: str) -> None:
         (["fine", "iteration 5/ 9 | no errors: 0"], None),
         (["error: a.jsonl has no field", "more"], "error: a.jsonl has no field"),
         (["2026-11-23 06:00:00 0: error: no field"], "error: no field"),
+        (["0: error: no field", "0:   traceback : error: no field", "0: ======"], "error: no field"),
         (["2026-11-23 06:00:00 07: [rank7]: ValueError: bad", "  at"], "ValueError: bad"),
         (["torch.cuda.OutOfMemoryError: CUDA out of memory"], "torch.cuda.OutOfMemoryError: CUDA out of memory"),
         (["KeyboardInterrupt"], "KeyboardInterrupt"),

@@ -86,7 +86,7 @@ def test_scores_that_are_damaged(started: ScoreStore) -> None:
     found = scoring_progress(stage_of("score", started.directory), may_run=True)
     assert found is not None
     assert found.trouble is not None
-    assert "identity.json is damaged" in found.trouble
+    assert "identity.json is not a valid identity of scores" in found.trouble
 
 
 def test_scoring_that_has_not_begun(tmp_path: Path) -> None:

@@ -74,7 +74,9 @@ def test_the_table_says_what_training_would_do(corpora: Path) -> None:
     assert float(first.split()[-2]) == pytest.approx(75 * CONTEXT_TOKENS / 2700, rel=0.03)
     assert float(second.split()[-2]) == pytest.approx(25 * CONTEXT_TOKENS / 2000, rel=0.05)
     assert value(table, "first sample").startswith("tokens (64,), labels (64,), loss_mask (64,)")
-    assert not list(corpora.rglob("latest_checkpointed_iteration.txt"))
+    assert sorted(path.name for path in corpora.iterdir()) == ["first.bin", "first.idx", "second.bin", "second.idx"]
+    assert value(table, "index caches").endswith(f"removed again; training will write them to {corpora}/cache")
+    assert not value(table, "index caches").startswith("0 bytes")
 
 
 def test_a_selection_counts_what_it_keeps(corpora: Path) -> None:

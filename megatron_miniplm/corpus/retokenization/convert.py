@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts import Manifest, atomic_output
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, refuse_unreadable, write_data_args
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, write_data_args
 from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of
 from megatron_miniplm.corpus.retokenization.excerpts import Excerpts
@@ -66,7 +66,6 @@ def convert_prefixes(
         MiniPLMError: a prefix, its text or a tokenizer cannot be used, or something else lies in `output_dir`; prefixes
             that are finished stay.
     """
-    refuse_unreadable([output_dir])
     outputs = _output_prefixes(prefixes, output_dir)
     encoder = make_encoder(settings.tokenizer, num_threads=1)
     sources: dict[TokenizerSettings, TextEncoder] = {}

@@ -1,9 +1,12 @@
 """From the text that a corpus was made from into another tokenizer's ids: exact, since nothing is decoded."""
 
+import glob
 import shutil
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -111,9 +114,11 @@ def _append_in_order(
 ) -> np.ndarray:
     """Append sequence `sequences_U[place_K[k]]` for every k; returns which of the K have tokens."""
     prefix = output.writer.prefix
-    directory = prefix.with_name(f".{prefix.name}.unordered.tmp")
-    shutil.rmtree(directory, ignore_errors=True)  # of a killed run
-    try:
+    hidden = f".{prefix.name}.unordered."
+    for stale in prefix.parent.glob(f"{glob.escape(hidden)}*"):
+        shutil.rmtree(stale, ignore_errors=True)  # of a killed run; links are not followed
+    with TemporaryDirectory(prefix=hidden, dir=prefix.parent, ignore_cleanup_errors=True) as name:
+        directory = Path(name)
         with ExitStack() as stack:
             stage = ConvertedOutput(stack, directory / "ascending", output.writer.token_dtype, origin.sidecar)
             is_kept_U = _append_ascending(origin, sequences_U, stage, pool, progress)
@@ -122,6 +127,4 @@ def _append_in_order(
         ordered_K = (np.cumsum(is_kept_U) - 1)[place_K[is_kept_K]]
         ascending = IndexedCorpus.open(directory / "ascending")
         output.copy(IndexedCorpus.open(write_view(ascending, ordered_K, directory, label="ordered", settings={})))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
     return is_kept_K

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_miniplm.artifacts.score_blocks import BlockPlan
+from megatron_miniplm.artifacts.score_blocks import BlockPlan, default_block_sequences
 from megatron_miniplm.artifacts.selected_arrays import INDEX_DTYPE, VALUE_DTYPE, WEIGHT_DTYPE
 from megatron_miniplm.evaluation.cost.hardware import Work
 from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
 from megatron_miniplm.flops import TRAINING_PASSES, ModelShape
 from megatron_miniplm.indexed.layout import IndexHeader, optimal_dtype
 
-#: `--miniplm-block-sequences` of `score-corpus`, and bytes of a block's checksum in the store's list of them.
-BLOCK_SEQUENCES = 4096
+#: Of a block's checksum in the store's list of them.
 CHECKSUM_BYTES = 4
 #: A parameter in a checkpoint of Megatron's distributed optimizer: bfloat16, and float32 master, mean and variance.
 CHECKPOINT_BYTES_PER_PARAMETER = 2 + 3 * 4
@@ -155,7 +154,7 @@ def _scoring(name: str, shape: ModelShape, settings: RoadSettings) -> Stage:
         work=Work.SCORING,
         tokens=settings.sample.num_tokens,
         flops=_windows(settings.sample, settings).forward_flops(shape),
-        disk_bytes=_store_bytes(settings.pool.num_sequences),
+        disk_bytes=_store_bytes(settings, settings.sample.num_tokens),
         parameters=shape.num_parameters,
     )
 
@@ -164,9 +163,13 @@ def _windows(sequences: SequenceLengths, settings: RoadSettings) -> SequenceLeng
     return sequences.windows(context_tokens=settings.context_tokens, overlap_tokens=settings.overlap_tokens)
 
 
-def _store_bytes(num_sequences: int) -> int:
-    """Of a score store, but for its manifest; a sequence that was left out has an entry, too."""
-    plan = BlockPlan(num_sequences=num_sequences, block_sequences=BLOCK_SEQUENCES)
+def _store_bytes(settings: RoadSettings, num_scored_tokens: float) -> int:
+    """Of a score store of the pool, but for its manifest; a sequence that was left out has an entry, too."""
+    num_sequences = settings.pool.num_sequences
+    block_sequences = default_block_sequences(
+        num_sequences=num_sequences, num_tokens=round(num_scored_tokens), context_tokens=settings.context_tokens
+    )
+    plan = BlockPlan(num_sequences=num_sequences, block_sequences=block_sequences)
     if not plan.num_blocks:
         return 0
     last = plan.num_blocks - 1
@@ -193,7 +196,7 @@ def _proxy_prediction(shape: ModelShape, settings: RoadSettings) -> Stage:
         work=Work.SCORING,
         tokens=settings.pool.num_tokens,
         flops=_without_output(shape, _windows(settings.pool, settings)),
-        disk_bytes=_store_bytes(settings.pool.num_sequences),
+        disk_bytes=_store_bytes(settings, settings.pool.num_tokens),
         parameters=shape.num_parameters,
     )
 

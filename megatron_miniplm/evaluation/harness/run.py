@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.artifacts import atomic_output, write_json
+from megatron_miniplm.artifacts.json_files import read_json
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.evaluation.harness.results import PARTS, ResultFiles, merge, table
 from megatron_miniplm.evaluation.harness.task_loading import TaskChoice, load_tasks
@@ -83,11 +84,11 @@ def _ask(model: "MegatronLM", task: "Task", limit: int | None) -> dict[str, Any]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-        return {part: found[part] for part in PARTS}
-    except (ValueError, KeyError, TypeError):
-        raise CorruptArtifactError(f"{path} is not the result of a task: delete it, and run this again") from None
+    remedy = "delete it, and run this again"
+    found = read_json(path, what="result of a task", remedy=remedy)
+    if lacking := [part for part in PARTS if part not in found]:
+        raise CorruptArtifactError(f"{path} is not a valid result of a task (it has no {lacking[0]}): {remedy}")
+    return {part: found[part] for part in PARTS}
 
 
 def _join_samples(path: Path, parts: dict[str, Path]) -> None:

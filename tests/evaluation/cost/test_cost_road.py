@@ -113,7 +113,8 @@ def test_bytes_by_hand() -> None:
     found = {stage.name: stage.disk_bytes for stage in road.once}
     assert found["preprocess"] == 4 * 100_000 + (index + 20 * 1000) + (index + 20 * 200) + (index + 20 * 800)
     assert found["select"] == index + 20 * 400 + 400 * (8 + 8 + 4)
-    assert found["score with the teacher"] - 8 * 800 < 300  # one block: header, checksums
+    # 20 blocks of 41 sequences, 64 windows of tokens each: headers, digest, checksum, and its copy in the list
+    assert found["score with the teacher"] == 8 * 800 + 20 * (128 + 128 + 16 + 4 + 4)
     assert road.students[0].disk_bytes == 14 * 203_437_824
     assert road.students[0].tokens == 400 * 100
 
