@@ -23,6 +23,12 @@ _STEPS = ("fsync", "replace", "unlink", "rename")
 _PRELOADED = [
     "crash_points",
     "megatron_miniplm.cli",
+    "megatron_miniplm.commands.preprocess_data",
+    "megatron_miniplm.commands.merge_datasets",
+    "megatron_miniplm.commands.convert_tokenization",
+    "megatron_miniplm.commands.split_reference",
+    "megatron_miniplm.commands.materialize",
+    "megatron_miniplm.commands.train_tokenizer",
     "megatron_miniplm.corpus.retokenization.convert",
     "megatron_miniplm.corpus.tokenizer_training",
     "megatron_miniplm.corpus.tokenization.huggingface_encoder",
