@@ -86,7 +86,7 @@ class UnitEncoder:
         return UnitEncoder, (self._settings, self.encoder)
 
     def encode(self, unit: Unit) -> EncodedUnit:
-        """Raises InputError for what no policy on bad lines can mend, such as ids that do not fit the vocabulary."""
+        """Raises InputError for what no policy on bad lines covers, such as ids that do not fit the vocabulary."""
         documents = self._reader.read(unit)
         positions_D = np.array(documents.positions, np.int64)
         texts = [
