@@ -18,7 +18,7 @@ from megatron_runs import directory_bytes
 
 from megatron_miniplm.cli import main
 
-NUM_POINTS = int(os.environ.get("MINIPLM_CRASH_POINTS", "3"))
+NUM_POINTS = int(os.environ.get("MINIPLM_CRASH_POINTS", "2"))
 NULL = "--tokenizer-type NullTokenizer --workers 1"
 CORPORA = "--input ../given/a_text_document ../given/b_text_document"
 #: Run in a directory beside `given`; all write `out` there. With each, flags for the same output from something else.
@@ -97,8 +97,8 @@ def new_directory(work_dir: Path) -> Path:
 
 
 def points(num_steps: int) -> list[int]:
-    """Some of the steps, the first and the last among them."""
-    return sorted({round(index * (num_steps - 1) / max(1, NUM_POINTS - 1)) for index in range(NUM_POINTS)})
+    """Some of the steps, evenly spaced from the first; all if as many are asked for."""
+    return sorted({index * num_steps // NUM_POINTS for index in range(NUM_POINTS)})
 
 
 def log_of(directory: Path, name: str = "log") -> str:
