@@ -35,6 +35,7 @@ _PRELOADED = [
     "megatron_miniplm.indexed.materialize",
     "megatron_miniplm.selection.split",
     "tokenizers",
+    "pandas",  # which pyarrow imports where it is installed
 ]
 
 
