@@ -137,7 +137,8 @@ def _run(name: str, module: ModuleType, argv: list[str], program: str | None) ->
             signal.signal(number, interrupt)  # until the tool knows a better place to stop at
         if name in MEGATRON_PROGRAMS:
             if not set(HELP_FLAGS).isdisjoint(argv):
-                print_help(program, module.__doc__, getattr(module, "FLAGS", [module.add_arguments]))
+                if os.environ.get("RANK", "0") == "0":
+                    print_help(program, module.__doc__, getattr(module, "FLAGS", [module.add_arguments]))
                 return 0
             hide_unless_verbose()
             leave_exit_code_of_crashes()

@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from megatron_miniplm.terminal import printable
+
 logger = logging.getLogger(__name__)
 
 LINE_INTERVAL_SECONDS = 10.0
@@ -28,6 +30,7 @@ class Progress:
         self.total = total
         self.unit = unit
         self.done = 0
+        title = printable(title, one_line=True)
         self._title = f"{title}: " if title else ""
         self._visible = visible
         self._on_terminal = sys.stderr.isatty()
@@ -39,7 +42,7 @@ class Progress:
         """Count on, and show it now and then, with a note behind."""
         self.done = min(self.total, self.done + count)
         if note:
-            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_postfix_str(printable(note, one_line=True), refresh=False)
         self._bar.update(count)
         now = time.monotonic()
         if self._visible and not self._on_terminal and now - self._last_line >= LINE_INTERVAL_SECONDS:

@@ -1,4 +1,4 @@
-# The road as stages: what a configuration means. Sourced by submit_pipeline.sh, which submits the stages, and by job.sh,
+# The pipeline as stages: what a configuration means. Sourced by submit_pipeline.sh, which submits the stages, and by job.sh,
 # which runs one. A stage is a function of `tool`, `megatron` and `train` calls; who sources this says what these do.
 # shellcheck shell=bash disable=SC2034,SC2178  # variables are read by name, and by those who source this
 
@@ -8,7 +8,7 @@ default_configuration() {
     TEXT=()                       # files, directories, globs
     HELDOUT_TEXT=()               # none: no validation set of its own
     NUM_SHARDS=1                  # tasks of the array that preprocesses
-    SHARD_BY=bytes                # or files: a file that is mended changes its own shard only
+    SHARD_BY=bytes                # or files: a file that is fixed changes only its own shard
     MERGE=yes                     # no: shards stay as they are, nothing is copied
     TOKENIZER_TRAINING=()         # flags of train-tokenizer; none: TOKENIZER names one
     TOKENIZER=()                  # Megatron's tokenizer flags

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submit the whole road as SLURM jobs: each stage starts when those that it needs have ended well. Given again, it submits
+# Submit the whole pipeline as SLURM jobs: each stage starts when those that it needs have succeeded. Run again, it submits
 # only what is neither finished nor queued.
 #
 #   slurm/submit_pipeline.sh CONFIGURATION              such as examples/quickstart/pipeline.conf
@@ -85,7 +85,9 @@ parse_flags() {
     local stage
     for stage in "${STAGES[@]}"; do
         [ "$(missing_tasks "$stage")" = none ] || (
+            # shellcheck disable=SC2317  # called by the stage
             tool() { megatron miniplm "$@"; }
+            # shellcheck disable=SC2317
             megatron() { printf '%s\0' "$stage" "$#" "$@"; }
             run_stage "$stage"
         )

@@ -21,6 +21,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _flags_are_not_checked_at_every_submission() -> Iterator[None]:
+    """A check costs 5 CPU seconds, in which Megatron is imported; tests/pipeline turns it on where it matters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHECK_FLAGS", "no")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _memory_is_given_back() -> Iterator[None]:
     """Tools that run in this process must not change how it keeps memory: other tests measure it."""
     with pytest.MonkeyPatch.context() as patch:

@@ -192,6 +192,10 @@ def test_spawned_processes_are_patched_and_find_functions_of_the_script(
     run = start(script, "--lr", "1")
     assert run.returncode == 0, run.stderr[-4000:]
     announced, here, there = run.stdout.splitlines()
+    found = [line for line in run.stderr.splitlines() if line.startswith(("Megatron-Core ", "patched in Megatron: "))]
+    assert len(found) == 2, "spawned processes say nothing"
+    assert found[0].startswith(f"Megatron-Core {find_megatron().version} in {tmp_path}, patched to run on the CPU (")
+    assert "selected data" in found[1]
     assert announced.startswith("no GPU in use: Megatron runs on the CPU (gloo), with these flags added: ")
     place = f"{script} {[str(script), '--lr', '1']} {tmp_path / 'megatron'}"
     assert here == f"True True cpu __main__ {place}"

@@ -1,11 +1,12 @@
-"""What selection did to the data: diversity, lengths, vocabulary, domains and copies, side by side.
+"""Measure how selection changed the data: diversity, lengths, vocabulary, domains and duplicates, side by side.
 
-Give each data set a name and its prefixes, directories of views, or selections; the first is what selection began with:
+Give each data set a name and its prefixes, directories of views, or selections; the first is the data before selection:
 
     miniplm analyze-data --data pool split/pool --data refined selection --output analysis
 
-Lengths and domains are of every sequence. Copies, and the n-grams of --heldout corpora, are of every token, and left
-out where a data set has more than --scan-tokens. Vocabulary and diversity are of a sample, with a standard error.
+Lengths and domains are computed over all sequences. Duplicates and the n-grams of --heldout are computed over all
+tokens, and skipped if a data set has more than --scan-tokens. Vocabulary and diversity are estimated from a sample,
+with a standard error.
 """
 
 import argparse
@@ -30,27 +31,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar=("NAME", "PATH"),
-        help="a data set and its prefixes",
+        help="a data set: its name and its prefixes; repeat the flag for several",
     )
     parser.add_argument(
-        "--heldout", nargs="+", action="append", default=[], metavar=("NAME", "PATH"), help="look for its 13-grams"
+        "--heldout",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "PATH"),
+        help="held-out prefixes: report 13-grams shared with them",
     )
-    parser.add_argument("--sample", type=int, default=10_000, metavar="N", help="sequences to draw (%(default)s)")
     parser.add_argument(
-        "--sequence-tokens", type=int, default=1024, metavar="N", help="of each, its first ones (%(default)s)"
+        "--sample", type=int, default=10_000, metavar="N", help="sequences to sample (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=1234, metavar="S", help="of the sample (%(default)s)")
     parser.add_argument(
-        "--scan-tokens", type=float, default=1e9, metavar="N", help="read all tokens of up to so many (%(default)g)"
+        "--sequence-tokens",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="tokens to read from the start of each sampled sequence (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="also write analysis.png there")
+    parser.add_argument("--seed", type=int, default=1234, metavar="S", help="seed of the sample (default: %(default)s)")
+    parser.add_argument(
+        "--scan-tokens",
+        type=float,
+        default=1e9,
+        metavar="N",
+        help="read all tokens of a data set with at most this many (default: %(default)g)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="also write analysis.png to this directory")
     model = parser.add_argument_group("embedding", "default: hashed n-grams of tokens, without a model")
     model.add_argument(
         "--embedding-model", type=Path, metavar="DIR", help="a Hugging Face model; needs the data's text:"
     )
     model.add_argument("--tokenizer-type", metavar="TYPE", help=f"of the data: {TYPES_TEXT}")
-    model.add_argument("--tokenizer-model", type=Path, metavar="PATH", help="as in preprocess-data")
+    model.add_argument("--tokenizer-model", type=Path, metavar="PATH", help="tokenizer files, as in preprocess-data")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
-"""Compare students: held-out loss by number of training tokens, as a table and a picture.
+"""Compare the validation loss of runs by number of training tokens, as a table and a plot.
 
-Reads the TensorBoard logs that Megatron wrote during training. Give each kind of run a name and its log directories,
-one a seed; the first kind is the baseline:
+Reads the TensorBoard logs that Megatron wrote during training. Give each group of runs a name and its log directories,
+one per seed; the first group is the baseline:
 
     miniplm compare-runs --tokens-per-sample 1024 --output comparison \\
         --run conventional runs/conventional-*/tensorboard --run refined runs/refined-*/tensorboard
@@ -20,12 +20,21 @@ MOST_ROWS = 12
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--run", nargs="+", action="append", required=True, metavar=("NAME", "DIR"), help="a kind of run and its logs"
+        "--run",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar=("NAME", "DIR"),
+        help="name of a group of runs and their TensorBoard directories, one per seed",
     )
-    parser.add_argument("--tokens-per-sample", type=int, required=True, help="--seq-length of the training")
-    parser.add_argument("--validation-set", metavar="NAME", help="which one, where the runs have several")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the curves there, as in curves.json")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="also write curves.json and curves.png there")
+    parser.add_argument("--tokens-per-sample", type=int, required=True, help="the --seq-length of the training runs")
+    parser.add_argument("--validation-set", metavar="NAME", help="name of the validation set, if the runs have several")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the curves to this file, as in curves.json"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="also write curves.json and curves.png to this directory"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

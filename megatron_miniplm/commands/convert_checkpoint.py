@@ -3,9 +3,9 @@
     miniplm convert-checkpoint --load-hf MODEL_DIR --save CKPT
     miniplm convert-checkpoint --load CKPT --save-hf MODEL_DIR [--tokenizer-model TOKENIZER_DIR]
 
-A Megatron program: plain `miniplm` does for what fits into memory once; under torchrun or srun it takes Megatron's own
-flags (--tensor-model-parallel-size, --pipeline-model-parallel-size, --bf16, ...) and each rank holds its part only. The
-layout that converts has no influence on what is written.
+A Megatron program. Plain `miniplm` is enough for a model that fits into memory. Under torchrun or srun it takes
+Megatron's own flags (--tensor-model-parallel-size, --pipeline-model-parallel-size, --bf16, ...), and each rank holds
+only its part. The output does not depend on the parallel layout.
 """
 
 import argparse
@@ -23,22 +23,32 @@ TRACKER = "latest_checkpointed_iteration.txt"
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The flags that are read before Megatron's parser runs."""
     hugging_face = parser.add_argument_group("Hugging Face")
-    hugging_face.add_argument("--load-hf", type=Path, metavar="DIR", help="a model to convert to Megatron's format")
-    hugging_face.add_argument("--save-hf", type=Path, metavar="DIR", help="where the Hugging Face model goes; new")
     hugging_face.add_argument(
-        "--hf-family", metavar="NAME", help="model_type to write where several fit, such as mistral for a llama"
+        "--load-hf", type=Path, metavar="DIR", help="Hugging Face model to convert to a Megatron checkpoint"
+    )
+    hugging_face.add_argument(
+        "--save-hf", type=Path, metavar="DIR", help="directory to write the Hugging Face model to; must not exist"
+    )
+    hugging_face.add_argument(
+        "--hf-family", metavar="NAME", help="model_type to write if several fit, such as mistral instead of llama"
     )
     megatron = parser.add_argument_group("Megatron's, and every other flag of its own")
-    megatron.add_argument("--load", type=Path, metavar="CKPT", help="a checkpoint to convert to Hugging Face's format")
-    megatron.add_argument("--save", type=Path, metavar="CKPT", help="where the Megatron checkpoint goes; new")
     megatron.add_argument(
-        "--tokenizer-model", metavar="DIR", help="tokenizer to copy into --save-hf; its size is the vocabulary's"
+        "--load", type=Path, metavar="CKPT", help="Megatron checkpoint to convert to a Hugging Face model"
+    )
+    megatron.add_argument(
+        "--save", type=Path, metavar="CKPT", help="directory to write the Megatron checkpoint to; must not hold one"
+    )
+    megatron.add_argument(
+        "--tokenizer-model",
+        metavar="DIR",
+        help="tokenizer to copy into --save-hf; its size is taken as the vocabulary size",
     )
     megatron.add_argument(
         "--vocab-size",
         type=int,
         metavar="N",
-        help="rows of the vocabulary that are real, for a --load that tells neither by itself nor by its tokenizer",
+        help="vocabulary size without padding, if neither --load nor its tokenizer tells",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Encode a corpus, or what was selected from one, in another tokenizer: distillation into a student of another family.
+"""Convert a corpus or a selection to another tokenizer, to train a student of another model family on it.
 
   miniplm convert-tokenization --input refined --output student_corpus \\
       --tokenizer-type HuggingFaceTokenizer --tokenizer-model student_tokenizer --workers 8
@@ -8,8 +8,8 @@ name the new tokenizer. One sequence becomes one sequence, in the same order.
 
 --from text (default) reads the text of every sequence back from the files that the corpus was made from, which its
 .documents.parquet names: exact. --from tokens decodes the ids, where those files are gone; sequences whose text may not
-be what was encoded are listed in <PREFIX>.round_trip.jsonl. Nothing is visible before it is complete; given again, the
-same command keeps what is finished and makes the rest.
+be what was encoded are listed in <PREFIX>.round_trip.jsonl. Outputs appear only
+when they are complete. To continue a killed run, run the same command again.
 """
 
 import argparse
@@ -22,11 +22,17 @@ from megatron_miniplm.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--input", nargs="+", required=True, metavar="PREFIX", help="prefixes, and directories with a data_args.txt"
+        "--input", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories with a data_args.txt"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory of the new prefixes")
     parser.add_argument(
-        "--from", dest="converted_from", choices=("text", "tokens"), default="text", help="see above (default: text)"
+        "--output", type=Path, required=True, metavar="DIR", help="directory to write the new prefixes to"
+    )
+    parser.add_argument(
+        "--from",
+        dest="converted_from",
+        choices=("text", "tokens"),
+        default="text",
+        help="convert from the text or from the tokens, see above (default: text)",
     )
     add_tokenizer_arguments(parser)
     source = parser.add_argument_group("source tokenizer", "of the input, with --from tokens")
@@ -34,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source-tokenizer-type", metavar="TYPE", help=f"{TYPES_TEXT} (default: what the corpus's manifest says)"
     )
     source.add_argument(
-        "--source-tokenizer-model", type=Path, metavar="PATH", help="its files (default: where the manifest says)"
+        "--source-tokenizer-model",
+        type=Path,
+        metavar="PATH",
+        help="files of the source tokenizer (default: where the corpus's manifest says)",
     )
     add_workers_argument(parser)
 

@@ -1,7 +1,7 @@
-"""Keep the sequences that the teacher knows much better than the reference (difference sampling).
+"""Select the sequences that the teacher predicts much better than the reference (difference sampling).
 
-Writes to --output: `selection.json`, indices, weights and a view a prefix, and `data_args.txt` for Megatron's
---data-args-path. No token is copied. Differences are those of two scores, or what fit-proxy has predicted. Under
+Writes to --output: `selection.json`, indices, weights and a view per prefix, and `data_args.txt` for Megatron's
+--data-args-path. No token is copied. Differences come from two scores, or from the predictions of fit-proxy. Under
 torchrun or srun all processes share the work, with the same result.
 """
 
@@ -23,12 +23,12 @@ SEEN_BY_REFERENCE = ("error", "exclude", "allow")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--index-only", action="store_true", help="indices and weights, but no views")
+    parser.add_argument("--index-only", action="store_true", help="write indices and weights, but no views")
     parser.add_argument(
         "--processes",
         type=int,
         metavar="N",
-        help="of this host, without torchrun or srun; default: one a core, at most 16",
+        help="processes on this host, without torchrun or srun (default: one per core, at most 16)",
     )
     _add_scores(parser.add_argument_group("scores"))
     _add_target(parser.add_argument_group("how much is kept (one of the three)"))
@@ -44,8 +44,8 @@ def _add_scores(group: "argparse._ArgumentGroup") -> None:
         "--difference-scores",
         type=Path,
         metavar="DIR",
-        help="predictions of fit-proxy; beside them --teacher-scores and --reference-scores may be sampled, and what "
-        "these know is not predicted",
+        help="predictions of fit-proxy; if --teacher-scores and --reference-scores are given too, they "
+        "may cover a sample, and their scores replace the predictions",
     )
     group.add_argument(
         "--from-scores",
@@ -58,15 +58,16 @@ def _add_scores(group: "argparse._ArgumentGroup") -> None:
         "--score-reduction",
         choices=REDUCTIONS,
         default="mean",
-        help="NLL a token (the paper's code, default), its sum (the paper's formula), or bits a byte of text",
+        help="mean: NLL per token, as in the paper's code (default); sum: total NLL, as in the paper's "
+        "formula; bits-per-byte: NLL per byte of text",
     )
 
 
 def _add_target(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--ratio", type=float, help="share to keep, in (0, 1]; the paper keeps 0.5")
+    group.add_argument("--ratio", type=float, help="fraction to keep, in (0, 1]; the paper keeps 0.5")
     group.add_argument("--ratio-of", choices=RATIO_OF, default="sequences")
-    group.add_argument("--target-tokens", type=int, metavar="N", help="tokens to keep")
-    group.add_argument("--threshold", type=float, metavar="R", help="keep all that have at least this difference")
+    group.add_argument("--target-tokens", type=int, metavar="N", help="number of tokens to keep")
+    group.add_argument("--threshold", type=float, metavar="R", help="keep every sequence with at least this difference")
 
 
 def _add_ranking(group: "argparse._ArgumentGroup") -> None:
@@ -74,18 +75,32 @@ def _add_ranking(group: "argparse._ArgumentGroup") -> None:
         "--sampling",
         choices=SAMPLING,
         default="top",
-        help="the top set, or a sample without replacement in proportion to exp(difference / temperature)",
+        help="keep the top set, or a sample without replacement in proportion to exp(difference / temperature)",
     )
-    group.add_argument("--temperature", type=float, default=1.0, help="of --sampling gumbel (default: 1)")
-    group.add_argument("--seed", type=int, default=1, help="of --sampling gumbel and --repeat-by-weight (default: 1)")
-    group.add_argument("--per-domain", action="store_true", help="the ratio or target holds in every domain")
+    group.add_argument("--temperature", type=float, default=1.0, help="temperature of --sampling gumbel (default: 1)")
+    group.add_argument(
+        "--seed", type=int, default=1, help="seed of --sampling gumbel and --repeat-by-weight (default: 1)"
+    )
+    group.add_argument("--per-domain", action="store_true", help="apply the ratio or target within every domain")
     group.add_argument("--drop-negative", action="store_true", help="drop negative differences, whatever the ratio")
 
 
 def _add_filters(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--keep-domain", action="append", default=[], metavar="NAME", help="only this one; repeatable")
-    group.add_argument("--drop-domain", action="append", default=[], metavar="NAME", help="repeatable")
-    group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="leave out sequences of fewer tokens")
+    group.add_argument(
+        "--keep-domain",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="keep only this domain; repeat the flag for several",
+    )
+    group.add_argument(
+        "--drop-domain",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="drop this domain; repeat the flag for several",
+    )
+    group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="drop sequences with fewer tokens")
     group.add_argument(
         "--seen-by-reference",
         choices=SEEN_BY_REFERENCE,
@@ -97,19 +112,24 @@ def _add_filters(group: "argparse._ArgumentGroup") -> None:
         nargs="+",
         default=[],
         metavar="PREFIX",
-        help="what it was trained on, beside what its checkpoint says: prefixes, or a directory of them",
+        help="what the reference model was trained on, in addition to what its checkpoint records: "
+        "prefixes, or directories of them",
     )
 
 
 def _add_weights(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--weights", choices=WEIGHTS, default="none", help="weights of mean 1; default: all 1")
-    group.add_argument("--weight-temperature", type=float, default=1.0, help="of --weights softmax (default: 1)")
-    group.add_argument("--weight-cap", type=float, default=10.0, help="greatest weight (default: 10)")
+    group.add_argument(
+        "--weights", choices=WEIGHTS, default="none", help="weights of the kept sequences, with mean 1 (default: all 1)"
+    )
+    group.add_argument(
+        "--weight-temperature", type=float, default=1.0, help="temperature of --weights softmax (default: 1)"
+    )
+    group.add_argument("--weight-cap", type=float, default=10.0, help="largest weight (default: 10)")
     group.add_argument(
         "--repeat-by-weight",
         action="store_true",
-        help="views have every sequence as often as its weight says: floor(w) times, and once more with the remaining "
-        "probability",
+        help="repeat each sequence in the views by its weight w: floor(w) times, and once more with "
+        "the remaining probability",
     )
 
 

@@ -1,6 +1,6 @@
-"""Print what is installed, what each absence costs, and the command that mends it.
+"""Check the installation: print what is installed, what each missing part costs, and the command that fixes it.
 
-Ends with 2 if something stops Megatron programs from running.
+Exits with 2 if something stops all Megatron programs from running.
 """
 
 import argparse
@@ -9,11 +9,11 @@ import dataclasses
 from megatron_miniplm.errors import EXIT_BAD_INPUT
 from megatron_miniplm.terminal import printable_json
 
-_MARKS = {"ok": "ok    ", "absent": "absent", "wrong": "WRONG "}
+_MARKS = {"ok": "ok    ", "partly": "PARTLY", "absent": "absent", "wrong": "WRONG "}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,5 +26,5 @@ def run(arguments: argparse.Namespace) -> int:
         for finding in findings:
             print(f"{_MARKS[finding.status]}  {finding.name:<18}  {finding.found}")
             if finding.status != "ok":
-                print(f"{'':28}costs: {finding.cost}\n{'':28}mend:  {finding.remedy}")
+                print(f"{'':28}impact: {finding.cost}\n{'':28}fix:    {finding.remedy}")
     return EXIT_BAD_INPUT if any(finding.status == "wrong" for finding in findings) else 0

@@ -1,4 +1,4 @@
-"""Held-out loss of checkpoints: nats a token, perplexity and bits a byte, by corpus and by domain.
+"""Compute the held-out loss of checkpoints: nats/token, perplexity and bits per byte, by corpus and by domain.
 
 A Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x EP x DP, on one or
 many checkpoints of a run, or on a Hugging Face directory:
@@ -11,9 +11,9 @@ many checkpoints of a run, or on a Hugging Face directory:
     torchrun --nproc-per-node 8 tools/evaluate_lm.py --load-hf Qwen1.5-1.8B --seq-length 1024 --micro-batch-size 16 \\
         --miniplm-corpus data/heldout_text_document --miniplm-scores evaluation/teacher
 
-Every word of --miniplm-corpus is a corpus of its own, called by its last name or as NAME=PREFIX says. The scores of
-each checkpoint and corpus are kept in DIR/CHECKPOINT/CORPUS: what is there is not computed again, and a killed job is
-continued by the same command.
+Each argument of --miniplm-corpus is one corpus, named by the last part of its path or by NAME=PREFIX. The scores of
+each checkpoint and corpus are kept in DIR/CHECKPOINT/CORPUS and are not computed again. To continue a killed job, run
+the same command again.
 """
 
 import argparse
@@ -50,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group = parser.add_argument_group(title="miniplm held-out evaluation")
     add_shared_arguments(group)
     group.add_argument(
-        "--miniplm-scores", required=True, metavar="DIR", help="DIR/CHECKPOINT/CORPUS: where scores go; resumed"
+        "--miniplm-scores",
+        required=True,
+        metavar="DIR",
+        help="directory for scores, as DIR/CHECKPOINT/CORPUS; existing scores are reused",
     )
     group.add_argument(
         "--checkpoint-iterations",
@@ -60,9 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help=f"iterations of --load, {LATEST} (default) or {ALL}",
     )
     group.add_argument(
-        "--every-nth", type=int, default=1, metavar="N", help="of these, every N-th, counted back from the last"
+        "--every-nth",
+        type=int,
+        default=1,
+        metavar="N",
+        help="evaluate every N-th of these iterations, counted back from the last",
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
+    group.add_argument("--json", type=Path, metavar="FILE", help="also write all results to this file")
     add_counting_arguments(group)
     return parser
 

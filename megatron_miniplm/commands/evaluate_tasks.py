@@ -1,4 +1,4 @@
-"""Downstream tasks by lm-evaluation-harness, on a Megatron checkpoint in any layout, without export.
+"""Run downstream tasks of lm-evaluation-harness on a Megatron checkpoint in any parallel layout, without exporting it.
 
 A Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x EP x DP. The model
 is a Megatron checkpoint, or a Hugging Face directory, which needs no other model flag:
@@ -7,8 +7,8 @@ is a Megatron checkpoint, or a Hugging Face directory, which needs no other mode
         --tensor-model-parallel-size 2 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
         --miniplm-tasks miniplm-paper --miniplm-results tasks --json tasks.json
 
-Every task that is finished is kept in --miniplm-results; the same command continues a killed job. A request is at most
---seq-length tokens long and loses its start beyond, as in lm_eval.
+Finished tasks are kept in --miniplm-results: to continue a killed job, run the same command again. A request longer
+than --seq-length tokens is truncated at its start, as in lm_eval.
 """
 
 import argparse
@@ -55,26 +55,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help=f"tasks, groups or tags of lm_eval, or task files (default: {PAPER_GROUP}, the nine of the paper)",
     )
     group.add_argument(
-        "--miniplm-results", type=Path, required=True, metavar="DIR", help="finished tasks; resumed if started"
+        "--miniplm-results",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory for the results of finished tasks; existing results are reused",
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="write lm_eval's results of all tasks there")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write lm_eval's results of all tasks to this file")
     group.add_argument(
-        "--samples", type=Path, metavar="FILE", help="write every example there, with its log-likelihoods, as JSONL"
+        "--samples",
+        type=Path,
+        metavar="FILE",
+        help="write every example with its log-likelihoods to this file, as JSONL",
     )
-    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
+    group.add_argument("--load-hf", type=Path, metavar="DIR", help="Hugging Face model directory, instead of --load")
     group.add_argument(
-        "--miniplm-float32", action="store_true", help="compute in float32 whatever --load-hf is stored in"
-    )
-    group.add_argument(
-        "--include-path", type=Path, action="append", default=[], metavar="DIR", help="a directory of your own tasks"
-    )
-    group.add_argument(
-        "--miniplm-offline", action="store_true", help="take data sets from the cache alone, never ask the network"
+        "--miniplm-float32", action="store_true", help="compute in float32, whatever precision --load-hf is stored in"
     )
     group.add_argument(
-        "--num-fewshot", type=int, metavar="N", help="examples in the context (default: each task's own, mostly 0)"
+        "--include-path",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="directory with your own tasks; repeat the flag for several",
     )
-    group.add_argument("--limit", type=int, metavar="N", help="ask the first N examples of each task (default: all)")
+    group.add_argument(
+        "--miniplm-offline", action="store_true", help="use data sets from the cache only; never access the network"
+    )
+    group.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="examples in the context (default: as each task says, mostly 0)"
+    )
+    group.add_argument(
+        "--limit", type=int, metavar="N", help="evaluate the first N examples of each task (default: all)"
+    )
     return parser
 
 

@@ -1,10 +1,10 @@
-"""Say why a selection keeps a sequence or not: its scores, rank, threshold, weight, and the text that it came from.
+"""Explain why a selection keeps or drops a sequence: its scores, rank, threshold, weight and source text.
 
   miniplm explain SELECTION --sequence 4711
   miniplm explain SELECTION --sequence 12 400 --prefix pile_text_document
 
-Reads all scores once, whatever the number of sequences, and compares what the thresholds keep with the indices on disk.
-The scores, and for the text the sidecars and raw files, must lie where the selection's manifest says.
+Reads all scores once and compares what the thresholds keep with the indices on disk. The scores, and for the text the
+sidecars and raw files, must be where the selection's manifest says.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         required=True,
         metavar="K",
-        help="global ids, from 0 over all prefixes in order; with --prefix, of the sequences of that prefix",
+        help="sequence ids, counted from 0 over all prefixes in order; with --prefix, counted within that prefix",
     )
     parser.add_argument("--prefix", metavar="NAME", help="name or path of a source prefix")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")

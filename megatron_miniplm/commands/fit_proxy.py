@@ -1,8 +1,10 @@
 """Fine-tune a small model to predict the difference from the text, and predict it for every sequence.
 
-Where one pass of the teacher over the corpus is too dear: score a random part of it (`score-corpus --sample-fraction`)
-with teacher and reference, fit a proxy to the differences of that part, and select by what it predicts for all. A
-Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x DP. The fit starts
+Use this if one pass of the teacher over the corpus is too expensive: score a random part of it with teacher and
+reference (`score-corpus --sample-fraction`), fit a proxy to the differences of that part, and select by its predictions
+for all sequences.
+
+A Megatron program: it takes Megatron's own flags and runs under torchrun or srun with any TP x PP x DP. The fit starts
 from a Megatron checkpoint or a Hugging Face directory, usually the reference model:
 
     torchrun --nproc-per-node 8 tools/fit_proxy.py --load REFERENCE --use-checkpoint-args \\
@@ -10,8 +12,8 @@ from a Megatron checkpoint or a Hugging Face directory, usually the reference mo
         --miniplm-corpus data/pile_text_document --teacher-scores scores/teacher --reference-scores scores/reference \\
         --proxy-steps 2000 --lr 1e-4 --save checkpoints/proxy --difference-scores scores/predicted
 
-A part of the sampled sequences is never trained on; how well predicted and true difference agree on it is printed and
-written to scores/predicted/agreement.json. A killed job is continued by the same command.
+Part of the sample is held out from the fit. How well predicted and true differences agree on it is printed and written
+to scores/predicted/agreement.json. To continue a killed job, run the same command again.
 """
 
 import argparse
@@ -52,21 +54,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Our argument group beside Megatron's."""
     group = parser.add_argument_group(title="miniplm proxy")
     add_shared_arguments(group)
-    group.add_argument("--teacher-scores", required=True, metavar="DIR", help="of a random part of the corpus")
-    group.add_argument("--reference-scores", required=True, metavar="DIR", help="of the same part, or of all of it")
     group.add_argument(
-        "--difference-scores", required=True, metavar="DIR", help="where the predictions go; resumed if started"
+        "--teacher-scores", required=True, metavar="DIR", help="teacher scores of a random part of the corpus"
     )
-    group.add_argument("--proxy-steps", type=int, required=True, metavar="N", help="updates of the fit")
     group.add_argument(
-        "--proxy-batch-sequences", type=int, default=64, metavar="N", help="sequences of an update (default: 64)"
+        "--reference-scores", required=True, metavar="DIR", help="reference scores of the same part, or of all of it"
+    )
+    group.add_argument(
+        "--difference-scores",
+        required=True,
+        metavar="DIR",
+        help="directory to write the predictions to; existing ones are continued",
+    )
+    group.add_argument("--proxy-steps", type=int, required=True, metavar="N", help="optimizer steps of the fit")
+    group.add_argument(
+        "--proxy-batch-sequences", type=int, default=64, metavar="N", help="sequences per step (default: 64)"
     )
     group.add_argument(
         "--holdout-fraction",
         type=float,
         default=0.1,
         metavar="F",
-        help="share of the sampled sequences that is only compared with (default: 0.1)",
+        help="fraction of the scored sample held out to measure the fit (default: 0.1)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Fit a scaling curve to each method's losses, and say where it leads and what the method saves.
+"""Fit a scaling curve to the losses of each method, extrapolate it, and report the compute saved.
 
 The law is L(C) = L_inf + A * C^-alpha, C in training FLOPs, fitted robustly, with bootstrap intervals. Points come from
 a JSON file, or from the TensorBoard logs that Megatron wrote; the first method is the baseline:
@@ -7,7 +7,7 @@ a JSON file, or from the TensorBoard logs that Megatron wrote; the first method 
     miniplm fit-scaling-curve --tokens-per-sample 1024 --skip-tokens 2000000000 --output curve \\
         --run conventional 1.2e9 runs/conventional-*/tensorboard --run refined 1.2e9 runs/refined-*/tensorboard
 
-The file: {"method": [{"compute_flops": 1e18, "loss": 4.2, "run": "seed 1"}, ...], ...}; "run" may be left out.
+The file: {"method": [{"compute_flops": 1e18, "loss": 4.2, "run": "seed 1"}, ...], ...}; "run" is optional.
 """
 
 import argparse
@@ -21,28 +21,48 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--points", type=Path, metavar="FILE", help="JSON with the points of each method, see above")
+    source.add_argument(
+        "--points", type=Path, metavar="FILE", help="JSON file with the points of each method, see above"
+    )
     source.add_argument(
         "--run",
         nargs="+",
         action="append",
         metavar=("NAME", "FLOPS_PER_TOKEN DIR"),
-        help="a method, its training FLOPs a token (about 6 x parameters), and its logs, one directory a seed; "
-        "give the name again for another model size",
+        help="name of a method, its training FLOPs per token (about 6 x parameters), and its "
+        "TensorBoard directories, one per seed; repeat the flag with the same name for other "
+        "model sizes",
     )
-    parser.add_argument("--tokens-per-sample", type=int, help="--seq-length of the training; needed with --run")
     parser.add_argument(
-        "--skip-tokens", type=int, default=0, help="leave out evaluations before so many tokens, as in the warm-up"
+        "--tokens-per-sample", type=int, help="the --seq-length of the training runs; required with --run"
     )
-    parser.add_argument("--validation-set", metavar="NAME", help="which one, where the runs have several")
     parser.add_argument(
-        "--extrapolate-to", type=float, nargs="+", default=[], metavar="FLOPS", help="computes to say the loss at"
+        "--skip-tokens", type=int, default=0, help="skip evaluations before this many tokens, such as the warm-up"
     )
-    parser.add_argument("--confidence", type=float, default=0.9, help="of the intervals (default: %(default)s)")
-    parser.add_argument("--bootstrap", type=int, default=1000, metavar="DRAWS", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="also write scaling.png and scaling.svg there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--validation-set", metavar="NAME", help="name of the validation set, if the runs have several")
+    parser.add_argument(
+        "--extrapolate-to",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="FLOPS",
+        help="amounts of compute (FLOPs) to predict the loss at",
+    )
+    parser.add_argument(
+        "--confidence", type=float, default=0.9, help="level of the confidence intervals (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="DRAWS",
+        help="number of bootstrap resamples (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="also write scaling.png and scaling.svg to this directory"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -14,8 +14,8 @@ TP x PP x DP. The model is a Megatron checkpoint, or a Hugging Face directory, w
         --output-prefix data/pile_by_teacher
 
 Each output sequence is a prompt with its continuation, which ends after --max-new-tokens or with the end-of-document
-token. The tokens depend on the corpus, the model, the settings and --seed, not on the number of replicas. A killed job
-is continued by the same command.
+token. The tokens depend on the corpus, the model, the settings and --seed, not on the number of replicas. To continue
+a killed job, run the same command again.
 """
 
 import argparse
@@ -46,53 +46,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Our argument group beside Megatron's."""
     group = parser.add_argument_group(title="miniplm generation")
     group.add_argument(
-        "--miniplm-corpus", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories of views"
+        "--miniplm-corpus",
+        nargs="+",
+        required=True,
+        metavar="PREFIX",
+        help="prefixes of the corpus, or directories of views",
     )
-    group.add_argument("--output-prefix", type=Path, required=True, metavar="PREFIX", help="of the new corpus")
-    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
+    group.add_argument("--output-prefix", type=Path, required=True, metavar="PREFIX", help="prefix of the new corpus")
+    group.add_argument("--load-hf", type=Path, metavar="DIR", help="Hugging Face model directory, instead of --load")
     group.add_argument(
-        "--miniplm-float32", action="store_true", help="compute in float32 whatever --load-hf is stored in"
+        "--miniplm-float32", action="store_true", help="compute in float32, whatever precision --load-hf is stored in"
     )
     group.add_argument(
         "--prompt-tokens",
         type=int,
         required=True,
         metavar="N",
-        help="first tokens of a sequence that are its prompt; a shorter sequence is one as a whole",
+        help="tokens from the start of each sequence to use as its prompt; a shorter sequence is used whole",
     )
-    group.add_argument("--max-new-tokens", type=int, required=True, metavar="N", help="of a continuation, at the most")
-    group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="divides the logits (default: 1)")
     group.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; 1 is greedy (default: all)"
+        "--max-new-tokens", type=int, required=True, metavar="N", help="maximum length of a continuation"
+    )
+    group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="sampling temperature (default: 1)")
+    group.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="sample from the K most likely tokens; 1 is greedy (default: all)",
     )
     group.add_argument(
         "--top-p",
         type=float,
         default=0.0,
         metavar="P",
-        help="draw from the likeliest tokens that make up P (default: all)",
+        help="sample from the most likely tokens whose probabilities add up to P (default: all)",
     )
     group.add_argument(
         "--eod-token-id",
         type=int,
         metavar="ID",
-        help="ends a continuation; -1: nothing does (default: the tokenizer's; NullTokenizer has none)",
+        help="token that ends a continuation; -1: none (default: the tokenizer's; NullTokenizer has none)",
     )
-    group.add_argument("--num-sequences", type=int, metavar="N", help="continue the first N sequences (default: all)")
     group.add_argument(
-        "--random-subset", action="store_true", help="let --num-sequences draw with --seed instead of taking the first"
+        "--num-sequences", type=int, metavar="N", help="continue only the first N sequences (default: all)"
+    )
+    group.add_argument(
+        "--random-subset",
+        action="store_true",
+        help="with --num-sequences: pick N sequences at random with --seed instead of the first N",
     )
     group.add_argument(
         "--miniplm-block-sequences",
         type=int,
         default=256,
         metavar="N",
-        help="sequences of a block, the unit of work and of resuming (default: 256)",
+        help="sequences per block, the unit of work and of resuming (default: 256)",
     )
     group.add_argument(
         "--miniplm-any-tokenizer",
         action="store_true",
-        help="take a corpus whose tokenizer has another fingerprint; its ids must mean the same",
+        help="accept a corpus whose tokenizer has another fingerprint; its ids must mean the same",
     )
     return parser
 

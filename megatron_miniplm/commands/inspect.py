@@ -1,10 +1,10 @@
-"""Show what an artifact holds and where it comes from; with --check, prove that it is intact.
+"""Show what an artifact holds and where it comes from; with --check, verify that it is intact.
 
 PATH is the prefix of a .bin/.idx pair (ours or Megatron's own, a corpus or a view), a directory with a manifest.json,
 or a directory that holds several prefixes.
 
 --check reads every byte of the artifact's own files and compares them with the index, the manifest's checksums and the
-fingerprints of the artifact and of those parents that are still here. It prints `ok`, or one line a fault and exits
+fingerprints of the artifact and of its parents, if they still exist. It prints `ok`, or one line per fault and exits
 with 2. The data of a view is its source's: check that too.
 
 --sequence K prints the text of one sequence of a prefix and where it came from: file, line, id, domain.
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH", help="prefix (without .bin or .idx) or directory")
+    parser.add_argument("path", type=Path, metavar="PATH", help="prefix (without .bin or .idx), or directory")
     parser.add_argument("--check", action="store_true", help="validate everything; reads all of the data")
     parser.add_argument(
-        "--sequence", type=int, metavar="K", help="print the text of sequence K, from 0, and its origin"
+        "--sequence", type=int, metavar="K", help="print the text and origin of sequence K, counted from 0"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_decoding_arguments(parser, "decodes --sequence where the original text is not known")

@@ -1,10 +1,10 @@
-"""Say which sequences went into a training step: text, source, scores, weight. Without a GPU, without the run.
+"""Show which sequences went into a training step: text, source, scores, weight. Needs no GPU and no running job.
 
-Give it the arguments of the run; those of the parallel layout do not matter, and no model is built:
+Give it all flags of the training run. The parallel layout does not matter, and no model is built:
 
   miniplm inspect-batch --iteration 4711 <all flags of the training run>
 
-Reads the index caches of the run if they are where --data-cache-path says, and builds them else.
+Reads the index caches of the run from --data-cache-path, or builds them.
 """
 
 import argparse
@@ -41,10 +41,10 @@ _PARALLEL_FLAGS = ("--tensor-model-parallel-size", "--pipeline-model-parallel-si
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Our argument group beside Megatron's and that of training."""
     group = parser.add_argument_group(title="miniplm inspect-batch")
-    group.add_argument("--iteration", type=int, required=True, metavar="K", help="training step, as the log counts")
     group.add_argument(
-        "--json", action="store_true", help="print one JSON object, with whole texts, instead of a table"
+        "--iteration", type=int, required=True, metavar="K", help="training step, as in the training log"
     )
+    group.add_argument("--json", action="store_true", help="print one JSON object with whole texts instead of a table")
     group.add_argument(
         "--text-characters",
         type=int,

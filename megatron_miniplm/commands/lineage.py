@@ -16,7 +16,7 @@ from megatron_miniplm.terminal import printable_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH", help="prefix (without .bin or .idx) or directory")
+    parser.add_argument("path", type=Path, metavar="PATH", help="prefix (without .bin or .idx), or directory")
     parser.add_argument("--json", action="store_true", help="print nested JSON objects instead of text")
 
 

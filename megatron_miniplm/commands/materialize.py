@@ -1,4 +1,4 @@
-"""Copy refined data out: one corpus a prefix, for object storage and for clusters without symbolic links.
+"""Copy selected data out of views: one corpus per prefix, for object storage and clusters without symbolic links.
 
   miniplm materialize --input selection --output copy
 
@@ -7,7 +7,7 @@ copy/data_args.txt for Megatron's --data-args-path. Every sequence has the token
 --input takes prefixes of views and corpora, directories with a data_args.txt, and selections made with --index-only,
 of which the kept sequences are gathered.
 
-A killed run is continued by the same command.
+To continue a killed run, run the same command again.
 """
 
 import argparse
@@ -21,9 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PATH",
-        help="prefixes, directories with a data_args.txt (it stands for the prefixes in it), and index-only selections",
+        help="prefixes, directories with a data_args.txt (which stand for the prefixes in it), or "
+        "index-only selections",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory of the copies")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write the copies to")
 
 
 def run(arguments: argparse.Namespace) -> None:

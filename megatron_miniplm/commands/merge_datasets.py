@@ -1,4 +1,4 @@
-"""Merge corpora and views: a copy in one .bin/.idx pair, or a directory that names them all.
+"""Merge corpora and views into one .bin/.idx pair, or list them in one directory.
 
   miniplm merge-datasets --input shards --output-prefix corpus/pile_text_document
 
@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PREFIX",
-        help="prefixes (also with .idx, so that a glob can name them), and directories: the prefixes of its "
-        "data_args.txt, else all in it by name",
+        help="prefixes (an .idx file stands for its prefix, so globs work), or directories: the "
+        "prefixes in their data_args.txt, or else all prefixes in them, by name",
     )
     output = parser.add_mutually_exclusive_group(required=True)
-    output.add_argument("--output-prefix", type=Path, metavar="PREFIX", help="prefix of the copy")
-    output.add_argument("--as-data-args", type=Path, metavar="DIR", help="write DIR/data_args.txt, and copy nothing")
+    output.add_argument("--output-prefix", type=Path, metavar="PREFIX", help="prefix of the merged copy")
+    output.add_argument("--as-data-args", type=Path, metavar="DIR", help="write DIR/data_args.txt instead of a copy")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What the whole road costs before any of it runs: operations, GPU hours, bytes of every stage, and of other methods.
+"""Estimate FLOPs, GPU-hours and disk of every stage before running anything, and compare with other methods.
 
 Models are Hugging Face directories, Megatron checkpoints, or models of the paper by name:
 
@@ -31,40 +31,104 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--student", required=True, nargs="+", metavar="MODEL")
     data = parser.add_argument_group("data")
     corpus = data.add_mutually_exclusive_group(required=True)
-    corpus.add_argument("--corpus-tokens", type=float, metavar="N", help="such as 100e9; the reference's part is in it")
-    corpus.add_argument("--corpus", type=Path, nargs="+", metavar="PREFIX", help="or the lengths in .idx files")
-    data.add_argument("--sequence-tokens", type=int, metavar="N", help="of a sequence (default: --seq-length + 1)")
-    data.add_argument("--seq-length", type=int, default=1024, metavar="N", help="of scoring and training (%(default)s)")
-    data.add_argument("--miniplm-window-overlap", type=int, metavar="N", help="(default: a quarter of --seq-length)")
-    data.add_argument(
-        "--reference-fraction", type=float, default=0.05, metavar="F", help="that the reference learns (%(default)s)"
+    corpus.add_argument(
+        "--corpus-tokens",
+        type=float,
+        metavar="N",
+        help="tokens of the corpus, including the reference's part, such as 100e9",
+    )
+    corpus.add_argument(
+        "--corpus",
+        type=Path,
+        nargs="+",
+        metavar="PREFIX",
+        help="prefixes of a corpus: read the lengths from their .idx files",
     )
     data.add_argument(
-        "--reference-tokens", type=float, metavar="N", help="(default: one epoch of that; 0: trained already)"
+        "--sequence-tokens", type=int, metavar="N", help="tokens per sequence (default: --seq-length + 1)"
     )
-    data.add_argument("--ratio", type=float, default=0.5, metavar="A", help="share of sequences kept (%(default)s)")
-    data.add_argument("--student-tokens", type=float, metavar="N", help="of each (default: one epoch of what is kept)")
+    data.add_argument(
+        "--seq-length",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="context length in scoring and training (default: %(default)s)",
+    )
+    data.add_argument(
+        "--miniplm-window-overlap",
+        type=int,
+        metavar="N",
+        help="as in score-corpus (default: a quarter of --seq-length)",
+    )
+    data.add_argument(
+        "--reference-fraction",
+        type=float,
+        default=0.05,
+        metavar="F",
+        help="fraction of the corpus that the reference is trained on (default: %(default)s)",
+    )
+    data.add_argument(
+        "--reference-tokens",
+        type=float,
+        metavar="N",
+        help="training tokens of the reference (default: one epoch of its part; 0: already trained)",
+    )
+    data.add_argument(
+        "--ratio", type=float, default=0.5, metavar="A", help="fraction of sequences to keep (default: %(default)s)"
+    )
+    data.add_argument(
+        "--student-tokens",
+        type=float,
+        metavar="N",
+        help="training tokens of each student (default: one epoch of the kept data)",
+    )
     proxy = parser.add_argument_group("proxy mode (see fit-proxy)")
-    proxy.add_argument("--sample-fraction", type=float, metavar="F", help="that teacher and reference score")
-    proxy.add_argument("--proxy", metavar="MODEL", help="(default: the reference)")
-    proxy.add_argument("--proxy-sequences", type=float, metavar="N", help="--proxy-steps x --proxy-batch-sequences")
+    proxy.add_argument(
+        "--sample-fraction", type=float, metavar="F", help="fraction of the sequences that teacher and reference score"
+    )
+    proxy.add_argument("--proxy", metavar="MODEL", help="model of fit-proxy (default: the reference)")
+    proxy.add_argument(
+        "--proxy-sequences",
+        type=float,
+        metavar="N",
+        help="training sequences of fit-proxy: --proxy-steps x --proxy-batch-sequences",
+    )
     devices = parser.add_argument_group("devices")
     peak = devices.add_mutually_exclusive_group()
-    peak.add_argument("--gpu", default="H100", metavar="NAME", help="whose peak is known, in bfloat16 (%(default)s)")
-    peak.add_argument("--peak-flops", type=float, metavar="N", help="or the peak itself, operations a second")
-    peak.add_argument("--flops-per-second", type=float, metavar="N", help="or what is reached, for all work")
-    devices.add_argument("--num-gpus", type=int, default=8, metavar="N", help="(%(default)s)")
-    devices.add_argument("--training-mfu", type=float, default=TRAINING_MFU, metavar="F", help="(%(default)s)")
-    devices.add_argument("--scoring-mfu", type=float, default=SCORING_MFU, metavar="F", help="(%(default)s)")
-    devices.add_argument("--recompute", action="store_true", help="train with --recompute-granularity full")
+    peak.add_argument(
+        "--gpu", default="H100", metavar="NAME", help="GPU model, whose bfloat16 peak is used (default: %(default)s)"
+    )
+    peak.add_argument("--peak-flops", type=float, metavar="N", help="peak FLOP/s of one GPU, instead of --gpu")
+    peak.add_argument(
+        "--flops-per-second",
+        type=float,
+        metavar="N",
+        help="achieved FLOP/s of one GPU for all work, instead of peak and MFU",
+    )
+    devices.add_argument("--num-gpus", type=int, default=8, metavar="N", help="number of GPUs (default: %(default)s)")
+    devices.add_argument(
+        "--training-mfu",
+        type=float,
+        default=TRAINING_MFU,
+        metavar="F",
+        help="model FLOPs utilization in training (default: %(default)s)",
+    )
+    devices.add_argument(
+        "--scoring-mfu",
+        type=float,
+        default=SCORING_MFU,
+        metavar="F",
+        help="model FLOPs utilization in scoring (default: %(default)s)",
+    )
+    devices.add_argument("--recompute", action="store_true", help="assume training with --recompute-granularity full")
     parser.add_argument(
         "--cached-bytes-per-token",
         type=float,
         default=CACHED_BYTES_PER_TOKEN,
         metavar="N",
-        help="of logits (%(default)g)",
+        help="bytes per token of cached teacher logits (default: %(default)g)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
 
 
 def run(arguments: argparse.Namespace) -> None:

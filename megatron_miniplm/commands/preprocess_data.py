@@ -7,8 +7,8 @@ writes corpus/pile_text_document.bin, .idx, .documents.parquet (which document e
 .manifest.json. Inputs are JSONL files, plain or compressed (gzip, zstd, bzip2, xz), Parquet files,
 directories and globs.
 
---sequence chunk --chunk-length 1025 packs documents into sequences of at most so many tokens, cut at the ends of
-sentences (corpus/pile_text_chunk).
+--sequence chunk --chunk-length 1025 packs documents into sequences of at most that many tokens, cut at sentence ends
+(corpus/pile_text_chunk).
 
 --num-shards N --shard-index K encodes the K-th part of the inputs only; inside a SLURM array both come from
 SLURM_ARRAY_TASK_*. Without an index all shards are made, one after the other. Nothing is visible before it is complete;
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["text"],
         metavar="KEY",
-        help="keys that hold text, such as text or data.text; one pair per key",
+        help="keys that hold text, such as text or data.text; one .bin/.idx pair is written per key",
     )
     parser.add_argument("--id-key", metavar="KEY", help="key of the document's id; dots lead into objects")
     parser.add_argument(
@@ -66,29 +66,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_tokenizer_arguments(parser)
     parser.add_argument("--append-eod", action="store_true", help="end every document with the end-of-document token")
-    parser.add_argument("--sequence", choices=("document", "chunk"), default="document", help="see above")
-    parser.add_argument("--chunk-length", type=int, metavar="N", help="most tokens of a chunk; the paper's is 1025")
+    parser.add_argument(
+        "--sequence",
+        choices=("document", "chunk"),
+        default="document",
+        help="one sequence per document or per chunk, see above",
+    )
+    parser.add_argument("--chunk-length", type=int, metavar="N", help="maximum tokens per chunk; the paper uses 1025")
     parser.add_argument(
         "--sentence-model",
         type=Path,
         metavar="DIR",
         help="a Punkt model as NLTK saves it (punkt_tab); by default one is trained on the first texts",
     )
-    parser.add_argument("--num-shards", type=int, metavar="N", help="parts of the inputs")
+    parser.add_argument("--num-shards", type=int, metavar="N", help="number of parts to split the input into")
     parser.add_argument(
         "--shard-by",
         choices=("bytes", "files"),
         default="bytes",
-        help="parts of equal bytes, or of equally many files: a file that changes then changes its own shard only",
+        help="split into parts of equal bytes, or of equal numbers of files: a file that changes then "
+        "affects its own part only",
     )
-    parser.add_argument("--shard-index", type=int, metavar="K", help="which of them, from 0")
+    parser.add_argument("--shard-index", type=int, metavar="K", help="part to process, counted from 0")
     add_workers_argument(parser)
     ignored = parser.add_argument_group("as Megatron's tool has them", "accepted, so that job scripts need no change")
-    ignored.add_argument("--partitions", type=int, metavar="N", help="without effect: memory is bounded anyway")
-    ignored.add_argument(
-        "--keep-sequential-samples", action="store_true", help="without effect: the order is always kept"
-    )
-    ignored.add_argument("--log-interval", type=int, metavar="N", help="without effect: progress shows by time")
+    ignored.add_argument("--partitions", type=int, metavar="N", help="ignored: memory is bounded anyway")
+    ignored.add_argument("--keep-sequential-samples", action="store_true", help="ignored: the order is always kept")
+    ignored.add_argument("--log-interval", type=int, metavar="N", help="ignored: progress is reported by time")
 
 
 def run(arguments: argparse.Namespace) -> None:

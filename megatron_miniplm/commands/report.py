@@ -1,11 +1,11 @@
-"""Write a report of a selection for people: what was kept, from where, and what it reads like.
+"""Write an HTML page about a selection: what was kept, from where, with example texts.
 
   miniplm report selection --output report
 
 writes report/report.html, one page without any other file or network, and its plots as report/*.png: counts by prefix,
 domain, source and length, histograms of both models' NLLs and of the difference, texts with the greatest and the lowest
 difference and those next to the threshold, and what other ratios would keep. Scores, corpora and original texts must
-still lie where the selection was made from.
+still be where they were when the selection was made.
 """
 
 import argparse
@@ -15,10 +15,14 @@ from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, de
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("selection", type=Path, metavar="SELECTION", help="directory of difference-sampling")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory of the report")
+    parser.add_argument("selection", type=Path, metavar="SELECTION", help="directory that difference-sampling wrote")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write the report to")
     parser.add_argument(
-        "--examples", type=int, default=10, metavar="N", help="texts of each kind, up to 50 (default: 10)"
+        "--examples",
+        type=int,
+        default=10,
+        metavar="N",
+        help="number of example texts of each kind, up to 50 (default: 10)",
     )
     parser.add_argument(
         "--compare",
@@ -26,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="SELECTION",
-        help="other selections of the same corpus: how much they share with this one",
+        help="other selections of the same corpus: report their overlap with this one",
     )
     add_decoding_arguments(parser, "decodes examples whose original text is gone (default: token ids)")
 

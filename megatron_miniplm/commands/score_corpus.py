@@ -11,7 +11,7 @@ is a Megatron checkpoint, or a Hugging Face directory, which needs no other mode
         --seq-length 1024 --micro-batch-size 16 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
         --miniplm-corpus data/pile_text_document --miniplm-scores scores/reference
 
-Jobs that are given the same directory share the work; a killed one is continued by the same command.
+Jobs with the same --miniplm-scores share the work. To continue a killed job, run the same command again.
 """
 
 import argparse
@@ -37,16 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Our argument group beside Megatron's."""
     group = parser.add_argument_group(title="miniplm scoring")
     add_shared_arguments(group)
-    group.add_argument("--miniplm-scores", required=True, metavar="DIR", help="where the scores go; resumed if started")
+    group.add_argument(
+        "--miniplm-scores",
+        required=True,
+        metavar="DIR",
+        help="directory to write the scores to; existing scores are continued",
+    )
     add_counting_arguments(group)
     group.add_argument(
         "--sample-fraction",
         type=float,
         default=1.0,
         metavar="F",
-        help="score a random part of all sequences",
+        help="score a random fraction of all sequences (default: 1)",
     )
-    group.add_argument("--sample-seed", type=int, default=0, metavar="SEED", help="of --sample-fraction (default: 0)")
+    group.add_argument(
+        "--sample-seed", type=int, default=0, metavar="SEED", help="seed of --sample-fraction (default: 0)"
+    )
     return parser
 
 
@@ -58,23 +65,27 @@ def add_counting_arguments(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--score-first-token",
         action="store_true",
-        help="put BOS before every sequence, so that its first counts",
+        help="put BOS before every sequence, so that its first token counts",
     )
     group.add_argument(
-        "--bos-token-id", type=int, metavar="ID", help="of --score-first-token; default: the tokenizer's"
+        "--bos-token-id", type=int, metavar="ID", help="BOS token of --score-first-token (default: the tokenizer's)"
     )
 
 
 def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     """What `score-corpus`, `fit-proxy` and `evaluate-lm` say of the model, the corpus and how they meet."""
     group.add_argument(
-        "--miniplm-corpus", nargs="+", required=True, metavar="PREFIX", help="prefixes, or directories of views"
+        "--miniplm-corpus",
+        nargs="+",
+        required=True,
+        metavar="PREFIX",
+        help="prefixes of the corpus, or directories of views",
     )
-    group.add_argument("--load-hf", type=Path, metavar="DIR", help="a Hugging Face model directory, instead of --load")
+    group.add_argument("--load-hf", type=Path, metavar="DIR", help="Hugging Face model directory, instead of --load")
     group.add_argument(
         "--miniplm-float32",
         action="store_true",
-        help="compute in float32 whatever --load-hf is stored in",
+        help="compute in float32, whatever precision --load-hf is stored in",
     )
     group.add_argument(
         "--miniplm-block-sequences",
@@ -88,12 +99,13 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
         type=int,
         default=None,
         metavar="TOKENS",
-        help="context repeated between the windows of a sequence longer than --seq-length; default: a quarter of it",
+        help="tokens of context repeated between the windows of a sequence longer than --seq-length "
+        "(default: a quarter of it)",
     )
     group.add_argument(
         "--miniplm-any-tokenizer",
         action="store_true",
-        help="score a corpus whose tokenizer has another fingerprint; its ids must mean the same",
+        help="accept a corpus whose tokenizer has another fingerprint; its ids must mean the same",
     )
 
 

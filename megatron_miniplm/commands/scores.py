@@ -1,11 +1,11 @@
-"""Show how far a directory of scores is and who works on it, prove that it is intact, or export it.
+"""Show the progress of a score directory, check that it is intact, or export it.
 
-While it is unfinished: the blocks that are missing, the processes that score them, and when they will be done at the
-speed of the blocks that were published last.
+For an unfinished directory: the missing blocks, the processes that score them, and the time left at the speed of the
+most recent blocks.
 
---verify reads every block and compares it with its checksum; it names those that are damaged and exits with 2.
+--verify compares every block with its checksum, names the damaged ones, and exits with 2.
 
---to-parquet writes one row a sequence of a finished store, for DuckDB, Polars or pandas: prefix, sequence (from 0 in
+--to-parquet writes one row per sequence of a finished store, for DuckDB, Polars or pandas: prefix, sequence (from 0 in
 each prefix), nll (sum, nats) and num_tokens (-1 where a sampled run left it out); and where the corpus has a sidecar
 also the id and the domain of the document, in chunk mode of the first document that the sequence has a piece of.
 """
@@ -29,8 +29,8 @@ _SHOWN_RUNS = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR")
-    parser.add_argument("--verify", action="store_true", help="check all checksums; reads all of the scores")
-    parser.add_argument("--to-parquet", type=Path, metavar="FILE", help="write one row a sequence")
+    parser.add_argument("--verify", action="store_true", help="verify all checksums; reads all of the scores")
+    parser.add_argument("--to-parquet", type=Path, metavar="FILE", help="write one row per sequence to this file")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 

@@ -18,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PREFIX",
         help="prefixes of the corpus, and directories: the prefixes of its data_args.txt, else all in it by name",
     )
-    parser.add_argument("--reference-fraction", type=float, default=0.05, help="share of the sequences (default 0.05)")
+    parser.add_argument(
+        "--reference-fraction",
+        type=float,
+        default=0.05,
+        help="fraction of the sequences that goes into the reference part (default: 0.05)",
+    )
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
 

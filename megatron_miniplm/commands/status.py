@@ -1,24 +1,24 @@
 """Show the stages of a SLURM pipeline: state, jobs, progress, time left, and what went wrong.
 
 RUN_DIR is the directory of the run that submit_pipeline.sh was given. Works on any machine that sees it, while its jobs
-run; where squeue cannot be asked it says so and shows what the run's own files tell.
+run. If squeue does not answer, it says so and shows what the files of the run tell.
 
-  done           with the settings that the pipeline has now
-  running        or waiting for its nodes to start up
-  requeued       was interrupted, or failed and is tried again; its job waits for its turn
-  queued         waits for its turn
-  waiting        for stages that it needs
-  held back      a stage that it needs did not end well: it will never run
-  on hold        waits to be released, see `scontrol release`
-  failed         bad input, too many failures, or killed without a word
-  interrupted    and no job is left that would go on
+  done           finished with the current settings
+  running        or its nodes are starting up
+  requeued       interrupted or failed; its job is queued again
+  queued         waiting for resources
+  waiting        waiting for the stages that it needs
+  held back      a stage that it needs did not succeed: it will never run
+  on hold        waiting to be released, see `scontrol release`
+  failed         bad input, too many failures, or killed
+  interrupted    and no job is left to continue it
   cancelled      while it ran
-  stale          done with other settings, to be done again
+  stale          finished with other settings, to be run again
   not submitted  or cancelled before it ran
 
-Without squeue: `unknown` has started and may run or not, `not started` may be queued or not.
+Without squeue: an `unknown` stage has started and may still run, a `not started` one may be queued.
 
-LEFT is the time left at the speed of late. Exit code 0 whatever the state of the pipeline.
+LEFT is the time left at the recent speed. The exit code is 0 whatever the state of the pipeline.
 """
 
 import argparse

@@ -24,34 +24,40 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a directory with tokenizer.json, a SentencePiece .model, or a JSON file of tiktoken ranks",
     )
-    group.add_argument("--vocab-file", type=Path, metavar="FILE", help="vocab.json of a GPT2BPETokenizer")
-    group.add_argument("--merge-file", type=Path, metavar="FILE", help="merges.txt of a GPT2BPETokenizer")
+    group.add_argument("--vocab-file", type=Path, metavar="FILE", help="vocab.json of GPT2BPETokenizer")
+    group.add_argument("--merge-file", type=Path, metavar="FILE", help="merges.txt of GPT2BPETokenizer")
     group.add_argument(
         "--vocab-size",
         type=int,
         metavar="V",
-        help="of a TikTokenizer (131072 by default) or NullTokenizer, special tokens included",
+        help="vocabulary size of TikTokenizer (default: 131072) or NullTokenizer, including special tokens",
     )
     group.add_argument(
-        "--tiktoken-pattern", choices=("v1", "v2"), default="v2", help="how a TikTokenizer splits text (default: v2)"
+        "--tiktoken-pattern",
+        choices=("v1", "v2"),
+        default="v2",
+        help="pattern by which TikTokenizer splits text (default: v2)",
     )
     group.add_argument(
         "--tiktoken-num-special-tokens",
         type=int,
         default=1000,
         metavar="N",
-        help="ids that a TikTokenizer keeps for special tokens (default: 1000)",
+        help="ids that TikTokenizer reserves for special tokens (default: 1000)",
     )
     group.add_argument(
         "--tokenizer-special-tokens", nargs="+", default=(), metavar="TOKEN", help="special tokens to add, by content"
     )
     group.add_argument(
-        "--null-tokenizer-eod-id", type=int, metavar="ID", help="end of document of a NullTokenizer (default: V - 1)"
+        "--null-tokenizer-eod-id",
+        type=int,
+        metavar="ID",
+        help="end-of-document id of NullTokenizer (default: vocabulary size - 1)",
     )
     group.add_argument(
         "--split-special-tokens",
         action="store_true",
-        help="encode special tokens in the text as any other text; Megatron makes one id of each",
+        help="encode special tokens in the text like any other text; Megatron encodes each as one id",
     )
 
 
@@ -63,7 +69,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     """
     group = parser.add_argument_group("tokenizer", what)
     group.add_argument("--tokenizer-type", metavar="TYPE", help=TYPES_TEXT)
-    group.add_argument("--tokenizer-model", type=Path, metavar="PATH", help="as in preprocess-data")
+    group.add_argument("--tokenizer-model", type=Path, metavar="PATH", help="tokenizer files, as in preprocess-data")
 
 
 def decoder_of(arguments: argparse.Namespace) -> "TextEncoder | None":

@@ -13,19 +13,22 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--input", nargs="+", type=Path, required=True, metavar="FILE", help="JSONL files, one document a line"
+        "--input", nargs="+", type=Path, required=True, metavar="FILE", help="JSONL files, one document per line"
     )
     parser.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys that hold text")
     parser.add_argument(
-        "--vocab-size", type=int, required=True, metavar="V", help="number of tokens, special ones included"
+        "--vocab-size", type=int, required=True, metavar="V", help="number of tokens, including special tokens"
     )
     parser.add_argument(
         "--max-line-bytes", type=int, default=256 << 20, metavar="N", help="refuse a longer line (default: 256 MiB)"
     )
-    parser.add_argument("--type", choices=("bpe", "sentencepiece"), required=True, help="see above")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write")
+    parser.add_argument("--type", choices=("bpe", "sentencepiece"), required=True, help="kind of tokenizer, see above")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write the tokenizer to")
     parser.add_argument(
-        "--max-bytes", type=int, metavar="N", help="stop reading after N bytes of text: both kinds hold it in memory"
+        "--max-bytes",
+        type=int,
+        metavar="N",
+        help="stop reading after N bytes of text: both kinds hold the text in memory",
     )
 
 

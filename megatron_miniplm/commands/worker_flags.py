@@ -12,7 +12,7 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=len(os.sched_getaffinity(0)),
         metavar="N",
-        help="processes, all cores by default; the output does not depend on it",
+        help="number of processes (default: all cores); the output does not depend on it",
     )
 
 

@@ -109,7 +109,8 @@ def blend_prefixes(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
     """Name corpora and views in `output_dir/data_args.txt`: the directory then stands for all, and nothing is copied.
 
     Raises:
-        InputError: the prefixes do not fit together, shards are missing, or `output_dir` holds another list.
+        InputError: the prefixes do not fit together, shards are missing, `output_dir` holds another list, or another
+            process is writing it.
     """
     require_readable(output_dir, *prefixes)
     if is_prefix(output_dir):

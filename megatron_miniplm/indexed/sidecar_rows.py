@@ -108,8 +108,7 @@ class RowCheck:
             tokens_T = self._corpus.data[start_P[0] * itemsize : stop_P[-1] * itemsize].view(self._corpus.token_dtype)
             is_damaged_P = crc32_of_runs(tokens_T, stop_P - start_P) != crc32_P
             return np.flatnonzero(is_damaged_P)[:1].tolist()
-        places = np.unique(np.linspace(0, len(start_P) - 1, num_sampled).astype(np.int64))
-        for place in places.tolist():
+        for place in _evenly(len(start_P), num_sampled).tolist():
             if zlib.crc32(self._corpus.data[start_P[place] * itemsize : stop_P[place] * itemsize]) != crc32_P[place]:
                 return [place]
         return []
@@ -122,10 +121,9 @@ def mismatch_of_some(path: Path, corpus: IndexedCorpus, table: pa.Table) -> str 
     """
     sequence_P, num_tokens_P, crc32_P = (table[name].to_numpy() for name in IDENTIFYING)
     firsts = 1 + np.flatnonzero(sequence_P[1:] != sequence_P[:-1])
-    places = (
-        firsts[np.unique(np.linspace(0, len(firsts) - 1, NUM_SAMPLED_PIECES).astype(np.int64))] if len(firsts) else []
-    )
-    for place in places:
+    if not len(firsts):
+        return None
+    for place in firsts[_evenly(len(firsts))].tolist():
         sequence = int(sequence_P[place])
         tokens_T = corpus.sequence(sequence) if sequence < len(corpus) else None
         if tokens_T is None or zlib.crc32(tokens_T[: num_tokens_P[place]].tobytes()) != crc32_P[place]:
@@ -149,3 +147,8 @@ def _mismatch(path: Path, corpus: IndexedCorpus, sequence: int) -> str:
         f"{path} does not describe the tokens of sequence {sequence} of {corpus.prefix}: it belongs to another corpus, "
         "or the corpus has changed; copy both, or preprocess, again"
     )
+
+
+def _evenly(num_places: int, num_wanted: int = NUM_SAMPLED_PIECES) -> np.ndarray:
+    """Some of the places 0 .. num_places - 1, the first and the last among them, int64."""
+    return np.unique(np.linspace(0, num_places - 1, num_wanted).astype(np.int64))

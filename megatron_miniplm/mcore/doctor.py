@@ -1,4 +1,4 @@
-"""What this machine has of what our programs can use, what each absence costs, and the command that mends it."""
+"""What is installed of what our programs can use, what each missing part costs, and the command that fixes it."""
 
 import importlib.metadata
 import importlib.util
@@ -9,10 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_miniplm.cli import MEGATRON_PROGRAMS
 from megatron_miniplm.errors import UnsupportedMegatronError
-from megatron_miniplm.mcore.versions import find_megatron, has_dataset_helpers
+from megatron_miniplm.mcore.versions import (
+    PLUG_IN,
+    PROGRAMS,
+    MegatronInstallation,
+    SupportedReleases,
+    find_megatron,
+    has_dataset_helpers,
+)
 
-Status = Literal["ok", "absent", "wrong"]
+Status = Literal["ok", "partly", "absent", "wrong"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +29,11 @@ class Finding:
 
     Attributes:
         name: what.
-        status: `ok`; `absent`, which costs something but stops nothing on its own; `wrong`, which stops Megatron
-            programs.
+        status: `ok`; `partly`, where some Megatron programs cannot run; `absent`, which costs something but stops
+            nothing on its own; `wrong`, which stops all Megatron programs.
         found: version or place, or what is wrong.
         cost: what cannot be done, or is slower, for lack of it.
-        remedy: the command that mends it.
+        remedy: the command that fixes it.
     """
 
     name: str
@@ -80,13 +88,29 @@ def _torch_and_cuda() -> Iterator[Finding]:
 
 def _megatron() -> Iterator[Finding]:
     installation = find_megatron()
+    place = f"{installation.version} in {installation.location}"
     try:
-        installation.require()
+        installation.require(PROGRAMS)
     except UnsupportedMegatronError as error:
         reason, _, remedy = str(error).rpartition(": ")
-        yield Finding(name="megatron-core", status="wrong", found=reason, cost="no scoring, no training", remedy=remedy)
-        return
-    yield Finding(name="megatron-core", status="ok", found=f"{installation.version}, with megatron.training")
+        if not _supports(installation, PLUG_IN):
+            yield Finding(
+                name="megatron-core", status="wrong", found=reason, cost="no scoring, no training", remedy=remedy
+            )
+            return
+        yield Finding(
+            name="megatron-core",
+            status="partly",
+            found=f"{place}: your own training scripts work, on views and through megatron_miniplm.launch",
+            cost=f"{', '.join(sorted(MEGATRON_PROGRAMS))} and megatron_miniplm.pretrain_gpt need {PROGRAMS.name}",
+            remedy=remedy,
+        )
+    else:
+        yield Finding(
+            name="megatron-core",
+            status="ok",
+            found=f"{place}: all our programs, and your own training scripts on views and through launch",
+        )
     compiled = has_dataset_helpers()
     yield Finding(
         name="dataset helpers",
@@ -95,6 +119,14 @@ def _megatron() -> Iterator[Finding]:
         cost="" if compiled else "GPTDataset cannot build its indices",
         remedy="" if compiled else "make -C megatron/core/datasets in the Megatron-LM checkout, or install the wheel",
     )
+
+
+def _supports(installation: MegatronInstallation, supported: SupportedReleases) -> bool:
+    try:
+        installation.require(supported)
+    except UnsupportedMegatronError:
+        return False
+    return True
 
 
 def _transformer_engine() -> Finding:

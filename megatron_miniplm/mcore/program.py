@@ -36,7 +36,7 @@ _MISSING = re.compile(r"(\w+) argument is None|assert args\.(\w+) is not None do
 
 
 def prepare(supported: SupportedReleases = PROGRAMS) -> None:
-    """Check the Megatron, choose the device, and mend what the wheel lacks. Call it before importing Megatron.
+    """Check the Megatron, choose the device, and supply what the wheel lacks. Call it before importing Megatron.
 
     Args:
         supported: the releases that will do for what is to run.
@@ -214,7 +214,7 @@ def announce(line: str) -> None:
 def say_once(line: str) -> None:
     """Print on the first rank only; works before process groups exist."""
     if int(os.environ.get("RANK", "0")) == 0:
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 def _share_cores() -> None:

@@ -5,6 +5,7 @@ plugin          the patches of Megatron, in one table                           
 schedule        `0:1.0,50000:0.5` -> phases                                                  pure
 refinement      flags and selections -> the sequences of an epoch, their weights             numpy
 document_index  sequences -> the arrays by which `GPTDataset` finds its samples              pure
+prefix_checks   intact views, caches that are not stale, around Megatron's builder           megatron
 index_cache     these on disk, whole, by one process at a time                               disk
 dataset         `DifferenceSampledGPTDataset`, built by Megatron's builder                   megatron
 step            loss weights, distillation and statistics around a script's own loss         megatron

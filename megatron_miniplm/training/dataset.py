@@ -11,7 +11,6 @@ those of megatron-core 0.19.2.
 import copy
 import json
 import logging
-import os
 from functools import cache
 from hashlib import md5
 from pathlib import Path
@@ -29,6 +28,7 @@ from megatron_miniplm.mcore.program import say_once
 from megatron_miniplm.training.document_index import IndexSettings, NothingToTrainOnError, build_indices
 from megatron_miniplm.training.flags import DRY_RUN_ELSEWHERE
 from megatron_miniplm.training.index_cache import DESCRIPTION, IndexCache, is_older
+from megatron_miniplm.training.prefix_checks import cache_directory
 from megatron_miniplm.training.records import check_resumed_run
 from megatron_miniplm.training.refinement import RefinedPrefix, Refinement, refuse_too_many
 from megatron_miniplm.training.schedule import starts_in_prefix
@@ -75,30 +75,6 @@ def refined_class(cls: Any, config: Any) -> Any:
     _check_blend(refinement, config)
     config.miniplm = refinement  # not a field: a script makes the configuration by Megatron's own class
     return DifferenceSampledGPTDataset
-
-
-def warn_of_stale_cache(dataset: Any) -> None:
-    """Say that a cache was made before the index that it is of was written: Megatron knows prefixes by path alone.
-
-    Args:
-        dataset: built just now; other kinds than `GPTDataset` are passed over.
-    """
-    if not isinstance(dataset, GPTDataset) or isinstance(dataset, DifferenceSampledGPTDataset):
-        return  # ours compares the corpus
-    directory, index = cache_directory(dataset), Path(f"{dataset.dataset_path}.idx")
-    stem = f"{dataset.unique_description_hash}-{type(dataset).__name__}-{dataset.index_split.name}"
-    if is_older(directory / f"{stem}-{DESCRIPTION}", index):
-        say_once(
-            f"warning: the index cache {directory}/{stem}-* is older than {index}: if the corpus was made anew under "
-            "the name of another, training reads other sequences than it has; delete the cache, and it is built again"
-        )
-
-
-def cache_directory(dataset: GPTDataset) -> Path:
-    """Where Megatron keeps the cache of a dataset, as core/datasets/gpt_dataset.py:475 has it."""
-    if dataset.config.path_to_cache is not None:
-        return Path(dataset.config.path_to_cache)
-    return Path(os.path.join(dataset.dataset.path_prefix, "cache", f"{type(dataset).__name__}_indices"))
 
 
 def safely_cached(cls: Any, args: tuple[Any, ...]) -> Any:

@@ -21,6 +21,7 @@ from megatron.training import argument_utils, get_args, training
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore import program
 from megatron_miniplm.mcore.models import model_provider
+from megatron_miniplm.terminal import printable
 from megatron_miniplm.training.provider import train_valid_test_datasets_provider
 
 #: Letter of a `--hybrid-layer-pattern` -> what Megatron needs to build such a layer: module, and how to get it.
@@ -51,7 +52,9 @@ def dry_run(args: argparse.Namespace) -> None:
         for part in (_model_lines, _training_lines, _data_lines):
             lines.extend(part(args))
     finally:
-        print("\n".join(lines), flush=True)  # one table, after all that Megatron logs; also where the data is refused
+        print(
+            printable("\n".join(lines)), flush=True
+        )  # one table, after all that Megatron logs; also where the data is refused
     program.shut_down()
 
 

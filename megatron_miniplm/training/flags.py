@@ -17,40 +17,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--miniplm-selection",
         nargs="+",
         metavar="DIR",
-        help="train on what these selections keep; prefixes of the blend without a selection stay whole",
+        help="train on what these selections keep; prefixes without a selection are used whole",
     )
     group.add_argument(
         "--miniplm-weighting",
         choices=WEIGHTINGS,
         default="none",
-        help="what the weights of the selection do: nothing, change how often a sequence is drawn in each epoch, or "
-        "scale its loss (default: none)",
+        help="what the weights of the selection do: nothing, change how often a sequence is drawn per "
+        "epoch, or scale its loss (default: none)",
     )
     group.add_argument(
         "--miniplm-ratio-schedule",
         metavar="SAMPLES:RATIO,...",
-        help="kept fraction of the scored sequences over consumed samples, such as 0:1.0,50000:0.5",
+        help="fraction of the scored sequences to keep, by consumed samples, such as 0:1.0,50000:0.5",
     )
     group.add_argument(
         "--miniplm-temperature-schedule",
         metavar="SAMPLES:TEMPERATURE,...",
-        help="temperature of the sampling among the scored sequences over consumed samples; 0 is the top set",
+        help="temperature of the sampling among the scored sequences, by consumed samples; 0 is the top set",
     )
     group.add_argument(
         "--miniplm-kd-teacher",
         metavar="CKPT",
-        help="distil online (vanilla KD, the paper's baseline) from this Megatron checkpoint, in the student's layout",
+        help="distill online (vanilla KD, the paper's baseline) from this Megatron checkpoint, in the "
+        "student's parallel layout",
     )
     group.add_argument(
         "--miniplm-kd-alpha",
         type=float,
         default=0.5,
         metavar="A",
-        help="weight of the distillation loss; the language-model loss has the rest (default: 0.5)",
+        help="weight of the distillation loss; the language-model loss has weight 1 - A (default: 0.5)",
     )
     group.add_argument(
         "--miniplm-dry-run",
         action="store_true",
-        help="build the model and the datasets, say what they are, and stop",
+        help="build the model and the datasets, print a summary, and stop",
     )
     return parser

@@ -90,15 +90,17 @@ def _builder_init(original: Callable[..., None]) -> Callable[..., None]:
 def _build_generic_dataset(original: Callable[..., Any]) -> Any:
     @wraps(original)
     def build_generic_dataset(cls: Any, is_built_on_rank: Any, synchronize_ranks: bool, *args: Any) -> Any:
-        ours = _of_training("dataset")
+        checks = _of_training("prefix_checks")
+        checks.verify_view_of(cls, args)
+        built = _of_training("dataset").safely_cached(cls, args)
         try:
-            dataset = original(ours.safely_cached(cls, args), is_built_on_rank, synchronize_ranks, *args)
+            dataset = original(built, is_built_on_rank, synchronize_ranks, *args)
         except Exception as error:
             # It turns an OSError into a bare Exception that names an attribute of a class.
             if isinstance(error.__cause__, OSError):
                 raise _of_training("index_cache").unwritable_cache(error.__cause__, args[-1].path_to_cache) from error
             raise
-        ours.warn_of_stale_cache(dataset)
+        checks.warn_of_stale_cache(dataset)
         return dataset
 
     return staticmethod(build_generic_dataset)

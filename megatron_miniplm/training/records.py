@@ -9,10 +9,10 @@ from megatron.training.utils import get_blend_and_blend_per_split
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint
 from megatron_miniplm.artifacts.manifest import load_manifest, prefix_manifest_path
 from megatron_miniplm.artifacts.run_records import TRAINING_RECORD, VALIDATION_RECORD, read_record, write_record
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import InputError, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.mcore.program import say_once
-from megatron_miniplm.training.refinement import OBJECT_STORAGE, Refinement
+from megatron_miniplm.training.refinement import OBJECT_STORAGE, Refinement, key_of
 
 _TRACKER = "latest_checkpointed_iteration.txt"
 _FIELDS = {"selections": list, "settings": dict, "training_data": list}
@@ -21,9 +21,18 @@ _FIELDS = {"selections": list, "settings": dict, "training_data": list}
 def record_run(args: argparse.Namespace, refinement: Refinement | None) -> None:
     """Write both records; called on one rank, before the first step changes anything.
 
+    Training does not depend on them: where they cannot be written, a line says so.
+
     Raises:
-        InputError: a corpus of the validation data cannot be read.
+        CorruptArtifactError: there is a damaged record.
     """
+    try:
+        _record(args, refinement)
+    except OSError as error:
+        say_once(f"warning: what this run is trained and validated on is not recorded: {error}")
+
+
+def _record(args: argparse.Namespace, refinement: Refinement | None) -> None:
     blend, per_split = get_blend_and_blend_per_split(args)
     if args.save:
         write_record(Path(args.save) / TRAINING_RECORD, **_trained_on(args, refinement, blend, per_split))
@@ -120,9 +129,15 @@ def _normalized(split: str | None) -> list[float]:
 
 
 def _fingerprint(path: str) -> Fingerprint:
-    """Of the manifest where there is one: reading the whole index would make training wait."""
+    """Of the manifest where there is one: reading the whole index would make training wait.
+
+    The place stands for what cannot be read here, in object storage or stricter than Megatron reads it.
+    """
     if path.startswith(OBJECT_STORAGE):
         return path
-    if prefix_manifest_path(Path(path)).exists():
-        return load_manifest(Path(path)).fingerprint
-    return IndexedCorpus.open(path).fingerprint()
+    try:
+        if prefix_manifest_path(Path(path)).exists():
+            return load_manifest(Path(path)).fingerprint
+        return IndexedCorpus.open(path).fingerprint()
+    except MiniPLMError:
+        return key_of(path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from megatron_runs import write_corpus
 from score_stores import write_scores
-from selections import sample
+from selections import sample, seal
 from tokenizers import Tokenizer
 
 from megatron_miniplm.cli import main
@@ -201,8 +201,8 @@ def test_prefixes_of_one_name_are_told_apart_by_path(capsys: pytest.CaptureFixtu
             ["refined", "--prefix", "pile", "--sequence", "0"],
             "refined has no prefix 'pile': it was made of pile_text_document",
         ),
-        (["teacher", "--sequence", "0"], "teacher is no selection, but of kind scores"),
-        (["nothing", "--sequence", "0"], "nothing has no nothing.manifest.json: it is not a finished artifact of"),
+        (["teacher", "--sequence", "0"], "teacher holds an artifact of kind scores"),
+        (["nothing", "--sequence", "0"], "nothing does not exist: give a directory that difference-sampling wrote"),
     ],
 )
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -226,6 +226,7 @@ def test_a_prefix_without_sequences(capsys: pytest.CaptureFixture[str], tmp_path
 def test_indices_that_were_tampered_with(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sample(Path("teacher"), Path("reference"), tmp_path / "out", ratio=0.4)
     np.save(tmp_path / "out" / "0000_pile_text_document.indices.npy", np.array([0], "<i8"))
+    seal(tmp_path / "out")
     exit_code, out, err = explain(capsys, str(tmp_path / "out"), "--sequence", "0")
     assert (exit_code, out) == (2, "")
     assert "the selection on disk does not match its scores" in err

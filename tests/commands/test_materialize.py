@@ -28,7 +28,10 @@ def test_what_is_printed(view: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--input", "none", "--output", "copy"], "none.idx does not exist: give the prefix of a .bin/.idx pair"),
+        (
+            ["--input", "none", "--output", "copy"],
+            "none does not exist: give prefixes of .bin/.idx pairs, directories with",
+        ),
         (["--input", ".", "--output", "copy"], ". is a directory without data_args.txt: give prefixes, or a split or"),
         (["--input", "web", "web", "--output", "copy"], "web and web would both be copy/web: give each prefix once"),
         (["--input", "web", "--output", "."], "web.bin exists without web.manifest.json, so it is another tool's"),

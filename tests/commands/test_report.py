@@ -44,11 +44,11 @@ def test_no_examples() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["web"], "web has no web.manifest.json"),
-        (["nothing"], "nothing has no nothing.manifest.json"),
+        (["web"], "web does not exist: give a directory"),
+        (["nothing"], "nothing does not exist: give a directory"),
         (["refined", "--tokenizer-model", "bpe"], "--tokenizer-model needs --tokenizer-type: give both"),
         (["refined", "--tokenizer-type", "Other"], "--tokenizer-type Other is not supported"),
-        (["refined", "--compare", "teacher"], "teacher is no selection, but of kind scores"),
+        (["refined", "--compare", "teacher"], "teacher holds an artifact of kind scores"),
         (["refined", "--examples", "-1"], "--examples -1 must lie between 0 and 50"),
     ],
     ids=str,

@@ -57,11 +57,20 @@ def test_counts_of_a_sparse_file_take_no_memory(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120_000, "kilobytes"
 
 
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    prefix = tmp_path_factory.mktemp("fuzzed") / "pristine"
+    write(prefix)
+    return prefix
+
+
 @fuzz(150)
 @given(data=st.data())
-def test_fuzz(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    prefix = tmp_path_factory.mktemp("fuzzed") / "corpus"
-    content = bytearray(write(prefix))
+def test_fuzz(pristine: Path, data: st.DataObject) -> None:
+    prefix = pristine.with_name("corpus")
+    for suffix in (".bin", ".idx"):
+        prefix.with_suffix(suffix).write_bytes(pristine.with_suffix(suffix).read_bytes())
+    content = bytearray(pristine.with_suffix(".idx").read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, max(0, len(content) - 1)))
         replaced = data.draw(st.sampled_from((0, 1, 4, 8)))

@@ -306,20 +306,27 @@ def test_a_row_group_that_would_fill_the_memory(corpus: IndexedCorpus, monkeypat
         read_all(corpus)
 
 
-@fuzz(60)
-@given(data=st.data())
-def test_fuzz(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Bytes of the file, or values of its rows: rows that belong to the corpus, or one of our errors."""
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[IndexedCorpus, bytes]:
+    """A corpus, and the bytes of its sidecar."""
     prefix = tmp_path_factory.mktemp("fuzzed") / "pile"
     with IndexedWriter(prefix, np.dtype("<u2")) as writer, SidecarWriter(prefix) as written:
         writer.append(TOKENS_T, LENGTHS_N)
         written.append(as_table(pieces(), "../a.jsonl", 0))
         written.close()
         writer.close()
-    corpus = IndexedCorpus.open(prefix)
-    path = sidecar_path(prefix)
+    return IndexedCorpus.open(prefix), sidecar_path(prefix).read_bytes()
+
+
+@fuzz(60)
+@given(data=st.data())
+def test_fuzz(pristine: tuple[IndexedCorpus, bytes], data: st.DataObject) -> None:
+    """Bytes of the file, or values of its rows: rows that belong to the corpus, or one of our errors."""
+    corpus, whole = pristine
+    path = sidecar_path(corpus.prefix)
+    path.write_bytes(whole)
     if data.draw(st.booleans()):
-        content = bytearray(path.read_bytes())
+        content = bytearray(whole)
         for _ in range(data.draw(st.integers(1, 3))):
             place = data.draw(st.integers(0, max(0, len(content) - 1)))
             content[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=6))

@@ -27,7 +27,34 @@ def test_a_missing_megatron_is_wrong_and_ends_with_2(
     lines = capsys.readouterr().out.splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("WRONG   megatron-core"))
     assert "megatron-core is not installed" in lines[at]
-    assert lines[at + 2].strip() == 'mend:  pip install "megatron-core>=0.18,<0.20"'
+    assert lines[at + 2].strip() == 'fix:    pip install "megatron-core>=0.18,<0.20"'
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "code"),
+    [
+        ("0.16.1", "wrong", 2),
+        ("0.17.1", "partly", 0),
+        ("0.18.2", "ok", 0),
+        ("0.20.0rc0", "partly", 0),
+        ("0.21.0", "wrong", 2),
+    ],
+)
+def test_what_works_with_each_megatron_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], version: str, status: str, code: int
+) -> None:
+    found = MegatronInstallation(version=version, has_training=True, location=Path("/data/megatron-lm"))
+    monkeypatch.setattr(doctor, "find_megatron", lambda: found)
+    assert run_tool("doctor", ["--json"]) == code
+    findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
+    megatron = findings["megatron-core"]
+    assert megatron["status"] == status
+    assert ("through megatron_miniplm.launch" in megatron["found"] or "and through launch" in megatron["found"]) == (
+        status != "wrong"
+    )
+    assert ("score-corpus" in megatron["cost"]) == (status == "partly")
+    assert bool(megatron["remedy"]) == (status != "ok")
+    assert "/data/megatron-lm" in megatron["found"]
 
 
 def test_the_unrelated_apex_of_the_package_index_is_recognised(tmp_path: Path) -> None:

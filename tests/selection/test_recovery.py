@@ -15,11 +15,12 @@ from selections import sample, write_sidecar
 
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.materialize import materialize
+from megatron_miniplm.indexed.merge import blend_prefixes
 from megatron_miniplm.selection.report.writing import write_report
 from megatron_miniplm.selection.split import split_reference
 
 NUM_SEQUENCES = 30
-VERBS = ("selection", "split", "materialize", "report")
+VERBS = ("selection", "split", "materialize", "report", "blend")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Scene:
             return lambda: split_reference(prefixes, output, reference_fraction=0.3, seed=int(other))
         if verb == "materialize":
             return lambda: materialize([selection], output)
+        if verb == "blend":
+            return lambda: blend_prefixes([directory / "web", *([] if other else [directory / "code"])], output)
         return lambda: write_report(selection, output, num_examples=2)
 
     @property

@@ -23,8 +23,8 @@ from megatron_miniplm.training.dataset import (
     STATISTICS,
     DifferenceSampledGPTDataset,
     parts_of,
-    warn_of_stale_cache,
 )
+from megatron_miniplm.training.prefix_checks import warn_of_stale_cache
 from megatron_miniplm.training.refinement import Refinement, refuse_too_many
 
 Build = Callable[..., Any]

@@ -66,7 +66,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.suffix != "" and path.name != "0a1b-Some-train-lock"]
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(InputError, match="file/cache cannot be used: Not a directory"):
+    with pytest.raises(InputError, match=r"file/cache: the index cache .* \(Not a directory\): give --data-cache-path"):
         cache_in(blocked / "cache").ensure(arrays)
 
 

@@ -121,3 +121,20 @@ def test_a_resumed_run_with_other_validation_data_has_both(scored: ScoredCorpora
     assert len(validations(tmp_path)) == 1
     record_run(run_of(scored, tmp_path, split="80,10,10"), None)
     assert len(validations(tmp_path)) == 2
+
+
+def test_a_record_that_cannot_be_written_stops_nothing(
+    scored: ScoredCorpora, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log").write_text("a file in its place")
+    record_run(run_of(scored, tmp_path), None)
+    assert "is not recorded: " in capsys.readouterr().out
+
+
+def test_validation_data_that_only_megatron_reads(scored: ScoredCorpora, tmp_path: Path) -> None:
+    for suffix, tail in ((".bin", b"more than the index knows"), (".idx", b"")):
+        content = scored.corpora[1].prefix.with_suffix(suffix).read_bytes()
+        (tmp_path / f"odd{suffix}").write_bytes(content + tail)
+    held_out = {"data_path": None, "train_data_path": scored.blend[1:2], "split": None}
+    record_run(run_of(scored, tmp_path, valid_data_path=[str(tmp_path / "odd")], **held_out), None)
+    assert validations(tmp_path)[0][0]["fingerprint"] == str(tmp_path / "odd")
