@@ -4,8 +4,17 @@
 set -euo pipefail
 
 # Compilers and libraries cache thousands of small files: a thousand ranks must not do that on the shared file system.
+# They are code that this job runs, others may write to the node's disk, and the directory's name can be guessed.
 caches=${MINIPLM_NODE_LOCAL:-/tmp}/miniplm-$(id -u)
-mkdir -p "$caches"
+mkdir -p "$(dirname "$caches")"
+mkdir -m 700 "$caches" 2> /dev/null || true   # it may be there, or another rank may be first
+read -r mode owner kind < <(stat -c '%a %u %F' "$caches")   # of a symbolic link itself, not of where it leads
+if [ "$kind" != directory ] || [ "$owner" != "$(id -u)" ] || ((0$mode & 022)); then
+    echo "error: $caches is a $kind of user $owner with mode $mode, expected a directory that only user $(id -u) can write:" \
+        "remove it, or set NODE_LOCAL to another directory" >&2
+    exit 2
+fi
+chmod 700 "$caches"
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$caches/triton} TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$caches/inductor}
 export CUDA_CACHE_PATH=${CUDA_CACHE_PATH:-$caches/cuda} MPLCONFIGDIR=${MPLCONFIGDIR:-$caches/matplotlib}
 

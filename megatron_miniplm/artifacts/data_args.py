@@ -36,6 +36,10 @@ def require_readable(*paths: Path) -> None:
                 f"{str(path.absolute())!r} contains a blank, tab or line break, at which Megatron splits {DATA_ARGS}: "
                 "choose a path without one"
             )
+        try:
+            str(path.absolute()).encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"{str(path.absolute())!r} is not UTF-8, as {DATA_ARGS} must be: rename it") from None
 
 
 def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:
@@ -51,6 +55,26 @@ def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:
     twice = sorted(str(prefix) for prefix, count in Counter(prefixes).items() if count > 1)
     if twice:
         raise InputError(f"{twice[0]} stands twice in the corpus: give each prefix once")
+    return prefixes
+
+
+def prefixes_of(inputs: Sequence[Path], *, without: Path | None = None) -> list[Path]:
+    """Inputs with each directory without a `data_args.txt` replaced by the prefixes in it, by name.
+
+    A prefix may be given as its `.idx`, so that a glob can name some.
+
+    Args:
+        without: in a directory, this prefix is left out: the output of an earlier run.
+    """
+    left_out = without.absolute() if without is not None else None
+    prefixes: list[Path] = []
+    for given in inputs:
+        path = given.with_suffix("") if given.suffix == ".idx" else given
+        if is_prefix(path) or not path.is_dir() or (path / DATA_ARGS).exists():
+            prefixes.append(path)
+        else:
+            found = sorted(index.with_suffix("") for index in path.glob("*.idx"))
+            prefixes += [prefix for prefix in found if prefix.absolute() != left_out]
     return prefixes
 
 

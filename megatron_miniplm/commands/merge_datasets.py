@@ -45,16 +45,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _prefixes(inputs: list[Path], output_prefix: Path | None) -> list[Path]:
     """The prefixes that the inputs stand for; in a directory, the output of an earlier run is none of them."""
-    from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes
-    from megatron_miniplm.artifacts.manifest import is_prefix
-    from megatron_miniplm.inspection import find_prefixes
+    from megatron_miniplm.artifacts.data_args import expand_prefixes, prefixes_of
 
-    prefixes: list[Path] = []
-    for given in inputs:
-        path = given.with_suffix("") if given.suffix == ".idx" else given
-        if is_prefix(path) or not path.is_dir() or (path / DATA_ARGS).exists():
-            prefixes.append(path)
-        else:
-            output = output_prefix.absolute() if output_prefix is not None else None
-            prefixes += [prefix for prefix in find_prefixes(path) if prefix.absolute() != output]
-    return expand_prefixes(prefixes)
+    return expand_prefixes(prefixes_of(inputs, without=output_prefix))

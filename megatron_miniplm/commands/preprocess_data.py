@@ -4,7 +4,8 @@
       --tokenizer-type HuggingFaceTokenizer --tokenizer-model tokenizer --append-eod --workers 8
 
 writes corpus/pile_text_document.bin, .idx, .documents.parquet (which document each sequence comes from) and
-.manifest.json. Inputs are .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, directories and globs.
+.manifest.json. Inputs are JSONL files, plain or compressed (gzip, zstd, bzip2, xz), Parquet files,
+directories and globs.
 
 --sequence chunk --chunk-length 1025 packs documents into sequences of at most that many tokens, cut at sentence ends
 (corpus/pile_text_chunk).
@@ -35,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["text"],
         metavar="KEY",
-        help="keys that hold text; one .bin/.idx pair is written per key",
+        help="keys that hold text, such as text or data.text; one .bin/.idx pair is written per key",
     )
-    parser.add_argument("--id-key", metavar="KEY", help="key of the document's id; a dot leads into an object")
+    parser.add_argument("--id-key", metavar="KEY", help="key of the document's id; dots lead into objects")
     parser.add_argument(
         "--domain-key",
         metavar="KEY",
@@ -48,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("stop", "skip"),
         default="stop",
         help="skip lists bad lines in <PREFIX>_<KEY>_document.rejected.jsonl (default: stop at the first)",
+    )
+    parser.add_argument(
+        "--max-line-bytes",
+        type=int,
+        default=256 << 20,
+        metavar="N",
+        help="a longer line is a bad line, and is never held in memory (default: 256 MiB)",
     )
     parser.add_argument(
         "--output-prefix",
@@ -104,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
         chunk_length=arguments.chunk_length,
         sentence_model=arguments.sentence_model,
         skip_bad_lines=arguments.on_bad_line == "skip",
+        max_line_bytes=arguments.max_line_bytes,
     )
     shards = choose_shards(arguments.num_shards, arguments.shard_index, os.environ, arguments.shard_by == "files")
     for prefix, manifest in build_corpus(settings, num_workers=num_workers, shards=shards).items():
@@ -135,12 +144,7 @@ def choose_shards(
 
     task = environment.get("SLURM_ARRAY_TASK_ID")
     if num_shards is None and index is None and task is not None:
-        if environment.get("SLURM_ARRAY_TASK_MIN", "0") != "0":
-            raise InputError(
-                f"SLURM_ARRAY_TASK_MIN is {environment['SLURM_ARRAY_TASK_MIN']}: submit --array=0-(N-1), or give "
-                "--num-shards N to run some tasks of such an array again"
-            )
-        num_shards = int(environment["SLURM_ARRAY_TASK_MAX"]) + 1
+        num_shards = _tasks_of_whole_array(environment)
     if num_shards is None:
         if index is not None:
             raise InputError("--shard-index needs --num-shards")
@@ -150,7 +154,30 @@ def choose_shards(
     if index is None:
         if task is None:
             return [Shard(index=each, count=num_shards, by_files=by_files) for each in range(num_shards)]
-        index = int(task)
+        index = _array_number(environment, "SLURM_ARRAY_TASK_ID")
     if not 0 <= index < num_shards:
         raise InputError(f"shard {index} is none of {num_shards}: they count from 0 to {num_shards - 1}")
     return [Shard(index=index, count=num_shards, by_files=by_files)]
+
+
+def _tasks_of_whole_array(environment: Mapping[str, str]) -> int:
+    """The number of tasks of the SLURM array.
+
+    Raises:
+        InputError: the array is not 0 to N - 1 without gaps, so its tasks do not say how many shards there are.
+    """
+    first, last, count = (_array_number(environment, f"SLURM_ARRAY_TASK_{name}") for name in ("MIN", "MAX", "COUNT"))
+    if first != 0 or count != last - first + 1:
+        raise InputError(
+            f"this SLURM array has {count} tasks from {first} to {last}, expected all from 0 to N - 1: submit "
+            "--array=0-(N-1), or give --num-shards N to run some tasks of such an array again"
+        )
+    return count
+
+
+def _array_number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name)
+    if value is None or not value.isascii() or not value.isdigit():
+        found = "not set" if value is None else repr(value)
+        raise InputError(f"{name} is {found}, expected a number: give --num-shards and --shard-index instead")
+    return int(value)

@@ -91,6 +91,7 @@ def _tokenizer(args: argparse.Namespace, huggingface: HuggingFaceModel | None) -
         fingerprint=encoder.fingerprint(),
         vocab_size=encoder.vocab_size,
         must_match=not args.miniplm_any_tokenizer,
+        changed_by=getattr(encoder, "changed_by", None),
     )
     return identity, encoder.eod_id
 

@@ -10,7 +10,14 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", nargs="+", required=True, metavar="PREFIX", help="prefixes of the corpus")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="PREFIX",
+        help="prefixes of the corpus, and directories: the prefixes of its data_args.txt, else all in it by name",
+    )
     parser.add_argument(
         "--reference-fraction",
         type=float,
@@ -22,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from megatron_miniplm.artifacts.data_args import expand_prefixes, require_readable
+    from megatron_miniplm.artifacts.data_args import expand_prefixes, prefixes_of, require_readable
     from megatron_miniplm.selection.split import split_reference
 
     require_readable(arguments.output)
     counts = split_reference(
-        expand_prefixes(arguments.input),
+        expand_prefixes(prefixes_of(arguments.input)),
         arguments.output,
         reference_fraction=arguments.reference_fraction,
         seed=arguments.seed,

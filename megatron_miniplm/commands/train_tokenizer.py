@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocab-size", type=int, required=True, metavar="V", help="number of tokens, including special tokens"
     )
+    parser.add_argument(
+        "--max-line-bytes", type=int, default=256 << 20, metavar="N", help="refuse a longer line (default: 256 MiB)"
+    )
     parser.add_argument("--type", choices=("bpe", "sentencepiece"), required=True, help="kind of tokenizer, see above")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write the tokenizer to")
     parser.add_argument(
@@ -37,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         vocab_size=arguments.vocab_size,
         json_keys=tuple(dict.fromkeys(arguments.json_keys)),
         max_bytes=arguments.max_bytes,
+        max_line_bytes=arguments.max_line_bytes,
     )
     manifest = train_tokenizer(arguments.input, arguments.output, settings)
     print(f"{arguments.output}: {manifest.counts['vocab_size']:,} tokens")

@@ -15,35 +15,33 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
-from megatron_miniplm.artifacts import Fingerprint, Manifest, atomic_output, digest_values
+from megatron_miniplm.artifacts import Fingerprint, Manifest, digest_values
 from megatron_miniplm.artifacts.fingerprint import digest_file_samples
-from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of
+from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of
 from megatron_miniplm.corpus.encoding import (
     ChunkSettings,
-    EncodedTexts,
     EncodedUnit,
     EncodingSettings,
     UnitEncoder,
 )
-from megatron_miniplm.corpus.readers import Fields, LineCounter, Rejected, UnitReader
+from megatron_miniplm.corpus.fields import Fields
+from megatron_miniplm.corpus.output import KeyOutput
+from megatron_miniplm.corpus.readers import LineCounter, Rejected, UnitReader
 from megatron_miniplm.corpus.sentences import SentenceModel
 from megatron_miniplm.corpus.sources import UNIT_BYTES, Source, expand_inputs, shard_spans, whole_span
 from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, make_encoder
-from megatron_miniplm.corpus.units import Unit, units_of
+from megatron_miniplm.corpus.units import MAX_LINE_BYTES, Unit, units_of
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import optimal_dtype
+from megatron_miniplm.indexed.locking import prefix_lock
 from megatron_miniplm.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 DOCUMENT, CHUNK = "document", "chunk"
 _WORTH_WORKERS_BYTES = 4 << 20  # on disk: for less, starting workers takes longer than the work
-REJECTED_SUFFIX = ".rejected.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +77,7 @@ class BuildSettings:
         chunk_length: None for one sequence a document, else the most tokens of a chunk.
         sentence_model: directory of a Punkt model; None trains one on the first texts of the inputs.
         skip_bad_lines: list them in `<prefix>.rejected.jsonl` and go on, where False stops at the first.
+        max_line_bytes: a longer line is a bad one; it is never held in memory.
     """
 
     inputs: tuple[str | Path, ...]
@@ -91,6 +90,7 @@ class BuildSettings:
     chunk_length: int | None = None
     sentence_model: Path | None = None
     skip_bad_lines: bool = False
+    max_line_bytes: int = MAX_LINE_BYTES
 
     def prefix(self, key: str, shard: Shard = WHOLE) -> Path:
         shape = DOCUMENT if self.chunk_length is None else CHUNK
@@ -115,6 +115,7 @@ def build_corpus(
     Raises:
         InputError: an input, the tokenizer or the output prefix cannot be used; finished shards stay.
     """
+    _check_settings(settings)
     sources = expand_inputs(settings.inputs)
     encoder = make_encoder(settings.tokenizer, num_threads=1)
     if (settings.append_eod or settings.chunk_length is not None) and encoder.eod_id is None:
@@ -126,6 +127,7 @@ def build_corpus(
         )
     encoding = EncodingSettings(
         fields=settings.fields,
+        max_line_bytes=settings.max_line_bytes,
         append_eod=settings.append_eod or settings.chunk_length is not None,
         chunks=_chunk_settings(settings, sources),
     )
@@ -146,6 +148,14 @@ def build_corpus(
     return {prefix: manifests[prefix] for build in builds for prefix in build.prefixes}
 
 
+def _check_settings(settings: BuildSettings) -> None:
+    for key in settings.json_keys:
+        if not key or "/" in key or "\0" in key:
+            raise InputError(f"--json-keys {key!r} cannot be part of a file name: rename the key in the text")
+    if settings.max_line_bytes < 1:
+        raise InputError(f"--max-line-bytes {settings.max_line_bytes} leaves no line: give at least 1")
+
+
 def _chunk_settings(settings: BuildSettings, sources: Sequence[Source]) -> ChunkSettings | None:
     """With the given sentence model, or one trained on the first texts of all inputs, whatever the shard."""
     if settings.chunk_length is None:
@@ -162,9 +172,9 @@ def _chunk_settings(settings: BuildSettings, sources: Sequence[Source]) -> Chunk
 
 def _first_texts(settings: BuildSettings, sources: Sequence[Source]) -> Iterator[str]:
     """Texts in order; bad lines are left to the build to judge."""
-    reader = UnitReader(settings.fields)
+    reader = UnitReader(settings.fields, settings.max_line_bytes)
     for source in sources:
-        for unit in units_of(whole_span(source), reader.columns):
+        for unit in units_of(whole_span(source), settings.fields, settings.max_line_bytes):
             for texts in reader.read(unit).texts.values():
                 yield from texts
 
@@ -201,6 +211,8 @@ class _ShardBuild:
             }
         if settings.skip_bad_lines:
             recorded["on_bad_line"] = "skip"
+        if settings.max_line_bytes != MAX_LINE_BYTES:
+            recorded["max_line_bytes"] = settings.max_line_bytes
         if shard.count > 1:
             # What the cuts depend on: shards that were cut otherwise do not belong together.
             cut_by = [(source.path.name, 0 if shard.by_files else source.size_bytes) for source in sources]
@@ -255,8 +267,13 @@ class _ShardBuild:
         """Write every sequence beside its target, and publish when all are written."""
         token_dtype = optimal_dtype(self._encoder.vocab_size)
         with ExitStack() as stack:
+            for prefix in self._prefixes.values():
+                stack.enter_context(prefix_lock(prefix))
+            if (existing := self.existing()) is not None:  # another process was first
+                return existing
             outputs = [
-                _Output(stack, prefix, token_dtype, self._settings.skip_bad_lines) for prefix in self._prefixes.values()
+                KeyOutput(stack, prefix, token_dtype, self._settings.skip_bad_lines)
+                for prefix in self._prefixes.values()
             ]
             progress = stack.enter_context(Progress(self.size_bytes, "B"))
             with ExitStack() as lists:
@@ -270,24 +287,28 @@ class _ShardBuild:
     def _encode(
         self,
         pool: WorkerPool[Unit, EncodedUnit],
-        outputs: "list[_Output]",
+        outputs: list[KeyOutput],
         rejected: list[IO[bytes] | None],
         progress: Progress,
     ) -> None:
         counter: LineCounter | None = None
-        columns = UnitReader(self._settings.fields).columns
-        units = (unit for span in self._spans for unit in units_of(span, columns))
+        first_rejected: str | None = None
+        fields, max_line_bytes = self._settings.fields, self._settings.max_line_bytes
+        units = (unit for span in self._spans for unit in units_of(span, fields, max_line_bytes))
         for unit, encoded in pool.map(units):
             if counter is None or counter.span is not unit.span:
                 counter = LineCounter(unit.span)
             for line in encoded.rejected:
                 self._reject(line, counter, rejected)
+                first_rejected = first_rejected or counter.describe(line)
             counter.advance(encoded.num_lines)
             source = os.path.relpath(unit.source.path, self._directory)
             for output, texts in zip(outputs, encoded.texts, strict=True):
                 output.append(texts, source)
                 output.num_rejected += len(encoded.rejected)
             progress.advance(unit.size_bytes)
+        if first_rejected is not None and outputs[0].num_documents == 0:
+            raise InputError(f"all {outputs[0].num_rejected:,} lines are bad, the first: {first_rejected}")
 
     def _reject(self, line: Rejected, counter: LineCounter, streams: list[IO[bytes] | None]) -> None:
         if not self._settings.skip_bad_lines:
@@ -296,56 +317,3 @@ class _ShardBuild:
         for stream in streams:
             if stream is not None:
                 stream.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-
-
-class _Output:
-    """The files of one key while they are written."""
-
-    def __init__(self, stack: ExitStack, prefix: Path, token_dtype: np.dtype, lists_rejected: bool) -> None:
-        from megatron_miniplm.indexed.sidecar import SidecarWriter, as_table  # pyarrow starts threads: see `workers`
-
-        self._as_table = as_table
-        self.writer = stack.enter_context(IndexedWriter(prefix, token_dtype, companions=(REJECTED_SUFFIX,)))
-        self.sidecar = stack.enter_context(SidecarWriter(prefix))
-        self.num_rejected = 0
-        self._rejected_path = prefix.with_name(prefix.name + REJECTED_SUFFIX) if lists_rejected else None
-        self._text_bytes = self._num_documents = self._num_empty = 0
-
-    def open_rejected(self, stack: ExitStack) -> IO[bytes] | None:
-        return stack.enter_context(atomic_output(self._rejected_path)) if self._rejected_path else None
-
-    def append(self, texts: EncodedTexts, source: str) -> None:
-        self.sidecar.append(self._as_table(texts.pieces, source, self.writer.num_sequences))
-        self.writer.append(texts.tokens_T, texts.lengths_N, texts.sequences_per_document_D)
-        self._text_bytes += int(texts.pieces.text_bytes_P.sum())
-        self._num_documents += texts.num_documents
-        self._num_empty += texts.num_empty_documents
-
-    def publish(
-        self, settings: dict[str, object], versions: dict[str, str], inputs: tuple[ArtifactInput, ...]
-    ) -> Manifest:
-        """Make the files visible, the manifest last."""
-        prefix = self.writer.prefix
-        counts = {
-            "num_sequences": self.writer.num_sequences,
-            "num_documents": self._num_documents,
-            "num_empty_documents": self._num_empty,
-            "num_tokens": self.writer.num_tokens,
-            "text_bytes": self._text_bytes,
-        }
-        files = self.sidecar.close()
-        if self._rejected_path is not None:
-            counts["num_rejected_lines"] = self.num_rejected
-            files[self._rejected_path.name] = checksum_of(self._rejected_path)
-        files = {**self.writer.close(), **files}
-        manifest = Manifest(
-            kind="corpus",
-            fingerprint=IndexedCorpus.open(prefix).fingerprint(),
-            counts=counts,
-            settings=settings,
-            versions=versions,
-            inputs=inputs,
-            files=files,
-        )
-        manifest.write(prefix)
-        return manifest

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_miniplm.corpus.chunking import gather, pack_documents
-from megatron_miniplm.corpus.readers import Fields, Rejected, UnitReader
+from megatron_miniplm.corpus.fields import Fields
+from megatron_miniplm.corpus.readers import Rejected, UnitReader
 from megatron_miniplm.corpus.sentences import SentenceModel
 from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
-from megatron_miniplm.corpus.units import Unit
+from megatron_miniplm.corpus.units import MAX_LINE_BYTES, Unit
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.layout import LENGTH_DTYPE, optimal_dtype
 from megatron_miniplm.indexed.pieces import Pieces, crc32_of_runs
@@ -34,11 +35,13 @@ class EncodingSettings:
     Attributes:
         append_eod: whether every document that has tokens ends with the end-of-document token.
         chunks: None for one sequence a document; else `append_eod` must be set.
+        max_line_bytes: longer lines are rejected.
     """
 
     fields: Fields
     append_eod: bool
     chunks: ChunkSettings | None = None
+    max_line_bytes: int = MAX_LINE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +79,14 @@ class UnitEncoder:
     def __init__(self, settings: EncodingSettings, encoder: TextEncoder) -> None:
         self.encoder = encoder
         self._settings = settings
-        self._reader = UnitReader(settings.fields)
+        self._reader = UnitReader(settings.fields, settings.max_line_bytes)
         self._token_bytes_V = _sizes(self.encoder) if settings.chunks is not None else None
 
     def __reduce__(self) -> tuple[type["UnitEncoder"], tuple[EncodingSettings, TextEncoder]]:
         return UnitEncoder, (self._settings, self.encoder)
 
     def encode(self, unit: Unit) -> EncodedUnit:
-        """Raises InputError for what no policy on bad lines can mend, such as ids that do not fit the vocabulary."""
+        """Raises InputError for what no policy on bad lines covers, such as ids that do not fit the vocabulary."""
         documents = self._reader.read(unit)
         positions_D = np.array(documents.positions, np.int64)
         texts = [

@@ -8,23 +8,23 @@ from typing import Any
 
 import msgspec
 
+from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.corpus.fields import BadLine, Fields, heads_of, json_type, label_of, text_of
+from megatron_miniplm.corpus.parquet_text import rows_of
 from megatron_miniplm.corpus.sources import Source, Span, expand_inputs, whole_span
-from megatron_miniplm.corpus.units import Unit, compressed_units, count_lines, lines_of, parquet_units, units_of
+from megatron_miniplm.corpus.units import (
+    MAX_LINE_BYTES,
+    Unit,
+    compressed_units,
+    count_lines,
+    lines_of,
+    parquet_units,
+    units_of,
+)
 from megatron_miniplm.errors import InputError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Fields:
-    """Which values of a line are read.
-
-    Attributes:
-        text_keys: keys whose values are text.
-        id_key, domain_key: keys of the document's id and domain, strings or integers; a dot leads into an object.
-    """
-
-    text_keys: tuple[str, ...]
-    id_key: str | None = None
-    domain_key: str | None = None
+#: For files that were read within a bound already.
+_NO_BOUND = 1 << 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,40 +60,44 @@ class Documents:
     num_lines: int = 0
 
 
-class _BadLine(Exception):
-    """Why a line cannot be used: what was expected, what was found, and the remedy."""
-
-
 class UnitReader:
-    """Reads units; holds what depends on the fields alone."""
+    """Reads units; holds what depends on the fields alone.
 
-    def __init__(self, fields: Fields) -> None:
+    Args:
+        max_line_bytes: longer lines, and longer texts of Parquet, are rejected.
+    """
+
+    def __init__(self, fields: Fields, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self._fields = fields
-        self._label_paths = [key.split(".") if key else None for key in (fields.id_key, fields.domain_key)]
-        self._names = {key: f"field_{number}" for number, key in enumerate(self.columns)}
-        types = [(name, str if key in fields.text_keys else Any) for key, name in self._names.items()]
-        record = msgspec.defstruct("Record", types, rename={name: key for key, name in self._names.items()})
+        self._labels = (fields.id_key, fields.domain_key)
+        self._max_line_bytes = max_line_bytes
+        self._is_flat = all("." not in key for key in fields.text_keys)
+        heads = {head for key in fields.keys if "." in key for head in heads_of(key)}
+        texts = set(fields.text_keys) - heads
+        self._names = {name: f"field_{number}" for number, name in enumerate(sorted({*fields.keys, *heads}))}
+        types = [(field_name, str if name in texts else Any) for name, field_name in self._names.items()]
+        required = [pair for pair in types if pair[1] is str]
+        optional = [(*pair, msgspec.UNSET) for pair in types if pair[1] is not str]
+        rename = {field_name: name for name, field_name in self._names.items()}
+        record = msgspec.defstruct("Record", [*required, *optional], rename=rename)
         self._decode = msgspec.json.Decoder(record).decode
-
-    @property
-    def columns(self) -> list[str]:
-        """The top-level keys, or columns, that hold all fields."""
-        labels = [path[0] for path in self._label_paths if path]
-        return list(dict.fromkeys([*self._fields.text_keys, *labels]))
 
     def read(self, unit: Unit) -> Documents:
         """The documents of a unit; lines of white space only are no documents."""
         documents = Documents(texts={key: [] for key in self._fields.text_keys})
-        documents.ids, documents.domains = ([] if path else None for path in self._label_paths)
+        documents.ids, documents.domains = ([] if key else None for key in self._labels)
         if unit.source.format == "parquet":
             self._read_rows(unit, documents)
         else:
-            for position, lines in lines_of(unit):
-                self._read_lines(lines, position, documents)
+            for position, lines in lines_of(unit, self._max_line_bytes):
+                if lines is None:
+                    self._reject_overlong(documents, documents.num_lines, position)
+                    documents.num_lines += 1
+                else:
+                    self._read_lines(lines, position, documents)
         return documents
 
     def _read_lines(self, data: bytes, position: int, documents: Documents) -> None:
-        text_names = [(key, self._names[key]) for key in self._fields.text_keys]
         lines = data.split(b"\n")
         if not lines[-1]:
             lines.pop()
@@ -102,50 +106,69 @@ class UnitReader:
             start, position = position, position + len(line) + 1
             if not line or line.isspace():
                 continue
+            if len(line) > self._max_line_bytes:
+                self._reject_overlong(documents, index, start)
+                continue
             try:
-                try:
-                    record = self._decode(line)
-                    if not line.isascii():
-                        line.decode("utf-8")
-                    texts = [getattr(record, name) for _, name in text_names]
-                    labels = [self._label(record, path) for path in self._label_paths]
-                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # judge it by Python's own parser
-                    document = _parse_line(line)
-                    texts = [_text_of(document, key) for key, _ in text_names]
-                    labels = [_label_of(document, path) for path in self._label_paths]
-            except _BadLine as error:
+                texts, labels = self._values_of_line(line)
+            except BadLine as error:
                 documents.rejected.append(Rejected(index=index, position=start, reason=str(error)))
                 continue
             _append(documents, start, texts, labels)
 
-    def _label(self, record: Any, path: list[str] | None) -> str | None:
-        return None if path is None else _label_of({path[0]: getattr(record, self._names[path[0]])}, path)
+    def _values_of_line(self, line: bytes) -> tuple[list[str], list[str | None]]:
+        try:
+            record = self._decode(line)
+            if not line.isascii():
+                line.decode("utf-8")
+            if self._is_flat and self._labels == (None, None):
+                return [getattr(record, self._names[key]) for key in self._fields.text_keys], [None, None]
+            values = ((name, getattr(record, field_name)) for name, field_name in self._names.items())
+            return self._values_of({name: value for name, value in values if value is not msgspec.UNSET})
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, BadLine):  # judge it by Python's own parser
+            return self._values_of(_parse_line(line))
+
+    def _values_of(self, document: dict[str, Any]) -> tuple[list[str], list[str | None]]:
+        texts = [text_of(document, key) for key in self._fields.text_keys]
+        return texts, [label_of(document, key) for key in self._labels]
 
     def _read_rows(self, unit: Unit, documents: Documents) -> None:
-        columns = {name: unit.content.column(name).to_pylist() for name in self.columns}
-        documents.num_lines = unit.content.num_rows
-        for index in range(unit.content.num_rows):
-            row = {name: values[index] for name, values in columns.items()}
+        rows = rows_of(unit.content)
+        documents.num_lines = len(rows)
+        for index, row in enumerate(rows):
             try:
-                texts = [_text_of(row, key) for key in self._fields.text_keys]
-                labels = [_label_of(row, path) for path in self._label_paths]
-            except _BadLine as error:
+                if isinstance(row, BadLine):
+                    raise row
+                texts, labels = self._values_of(row)
+                if any(len(text) > self._max_line_bytes for text in texts):
+                    raise self._overlong()
+            except BadLine as error:
                 documents.rejected.append(Rejected(index=index, position=unit.start + index, reason=str(error)))
                 continue
             _append(documents, unit.start + index, texts, labels)
 
+    def _reject_overlong(self, documents: Documents, index: int, position: int) -> None:
+        documents.rejected.append(Rejected(index=index, position=position, reason=str(self._overlong())))
 
-def read_texts(inputs: Sequence[str | Path], keys: Sequence[str]) -> Iterator[str]:
-    """The texts of all inputs, unit by unit, in each key by key.
+    def _overlong(self) -> BadLine:
+        return BadLine(
+            f"expected at most {self._max_line_bytes:,} bytes, found a longer line: remove it, or give a larger "
+            "--max-line-bytes"
+        )
+
+
+def read_texts(sources: Sequence[Source], keys: Sequence[str], max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[str]:
+    """The texts of all sources, unit by unit, in each key by key.
 
     Raises:
         InputError: an input cannot be read; at the first bad line.
     """
-    reader = UnitReader(Fields(text_keys=tuple(keys)))
-    for source in expand_inputs(inputs):
+    fields = Fields(text_keys=tuple(keys))
+    reader = UnitReader(fields, max_line_bytes)
+    for source in sources:
         span = whole_span(source)
         counter = LineCounter(span)
-        for unit in units_of(span, reader.columns):
+        for unit in units_of(span, fields, max_line_bytes):
             documents = reader.read(unit)
             if documents.rejected:
                 raise InputError(counter.describe(documents.rejected[0]))
@@ -194,60 +217,17 @@ def _parse_line(line: bytes) -> dict[str, Any]:
     try:
         document = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _BadLine(
+        raise BadLine(
             f"expected UTF-8, found byte 0x{line[error.start]:02x} at byte {error.start} of the line: "
             "convert the file to UTF-8"
         ) from None
     except (ValueError, RecursionError) as error:
         if b"\0" in line:
-            raise _BadLine("expected one JSON object a line, found NUL bytes: copy or write the file again") from None
-        raise _BadLine(f"expected one JSON object a line, but it is not JSON ({error}): mend it") from None
+            raise BadLine("expected one JSON object a line, found NUL bytes: copy or write the file again") from None
+        raise BadLine(f"expected one JSON object a line, but it is not JSON ({error}): fix or remove it") from None
     if not isinstance(document, dict):
-        raise _BadLine(f"expected a JSON object, found {_json_type(document)}: put the text under a key")
+        raise BadLine(f"expected a JSON object, found {json_type(document)}: put the text under a key")
     return document
-
-
-def _text_of(document: dict[str, Any], key: str) -> str:
-    if key not in document:
-        present = ", ".join(map(repr, sorted(document))) or "none"
-        raise _BadLine(f"expected the key {key!r}, found {present}: name the key of the text in --json-keys")
-    text = document[key]
-    if not isinstance(text, str):
-        raise _BadLine(f"expected a string under {key!r}, found {_json_type(text)}: mend or drop the line")
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise _BadLine(
-                f"expected Unicode text under {key!r}, found the lone surrogate "
-                f"\\u{ord(text[error.start]):04x} at character {error.start}: remove it or write the pair"
-            ) from None
-    return text
-
-
-def _label_of(document: Any, path: list[str] | None) -> str | None:
-    """The id or domain of a document; None if none was asked for."""
-    if path is None:
-        return None
-    for depth, name in enumerate(path):
-        if not isinstance(document, dict) or name not in document:
-            raise _BadLine(
-                f"expected the key {'.'.join(path[: depth + 1])!r}: name the key in --id-key and --domain-key"
-            )
-        document = document[name]
-    if isinstance(document, bool) or not isinstance(document, str | int):
-        raise _BadLine(f"expected a string or an integer under {'.'.join(path)!r}, found {_json_type(document)}")
-    label = str(document)
-    if not label.isascii() and any(0xD800 <= ord(character) < 0xE000 for character in label):
-        raise _BadLine(f"expected Unicode text under {'.'.join(path)!r}, found a lone surrogate: remove it")
-    return label
-
-
-def _json_type(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    names = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def read_document(path: Path, position: int, key: str) -> tuple[str, int]:
@@ -270,29 +250,31 @@ def read_document(path: Path, position: int, key: str) -> tuple[str, int]:
     if found is not None:
         content, number = found
         try:
-            return _text_of(_parse_line(content) if isinstance(content, bytes) else content, key), number
-        except _BadLine:
+            if isinstance(content, BadLine):
+                raise content
+            return text_of(_parse_line(content) if isinstance(content, bytes) else content, key), number
+        except BadLine:
             pass
     raise InputError(
         f"{path} has no document at {position}: it has changed since it was preprocessed; restore or preprocess it"
     )
 
 
-def _row_at(source: Source, row: int, key: str) -> tuple[dict[str, Any], int] | None:
-    for unit in parquet_units(whole_span(source), [key]):
+def _row_at(source: Source, row: int, key: str) -> tuple[dict[str, Any] | BadLine, int] | None:
+    for unit in parquet_units(whole_span(source), Fields(text_keys=(key,))):
         if unit.start <= row < unit.stop:
-            return {key: unit.content.column(key)[row - unit.start].as_py()}, row
+            return rows_of(unit.content.slice(row - unit.start, 1))[0], row
     return None
 
 
 def _line_at(source: Source, position: int) -> tuple[bytes, int] | None:
     """The line that starts at a byte of the uncompressed text, and its number."""
     if source.compression is None:
-        with open(source.path, "rb") as stream:
+        with open_regular(source.path) as stream:
             stream.seek(position)
             return stream.readline(), count_lines(source, position) + 1
     num_lines = 0
-    for unit in compressed_units(whole_span(source)):
+    for unit in compressed_units(whole_span(source), _NO_BOUND):
         if position < unit.stop:
             offset = position - unit.start
             line = unit.content[offset : unit.content.find(b"\n", offset) + 1 or None]

@@ -7,24 +7,14 @@ A unit is a fixed piece of one file, whatever the number of shards and workers: 
 depends on nothing but the unit, so shards and workers cannot change the output.
 """
 
-import glob
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.corpus.listing import PARQUET, TEXT, files_of, kind_of
+from megatron_miniplm.corpus.parquet_text import ParquetText
 
 UNIT_BYTES = 16 << 20
-
-#: Suffixes by which the files of a directory are recognised, with their compression. A file that is named is read
-#: whatever it is called: as Parquet, .gz and .zst by its last suffix, else as JSONL.
-_TEXT_SUFFIXES = (".jsonl", ".json", ".ndjson")
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-_PARQUET_SUFFIX = ".parquet"
-_GLOB_CHARACTERS = frozenset("*?[")
-#: What our own tools write; never text, though it may lie in the directory of the text.
-_OUTPUT_SUFFIXES = (".documents.parquet", ".rejected.jsonl", ".round_trip.jsonl", "manifest.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +23,7 @@ class Source:
 
     Attributes:
         format: `jsonl` or `parquet`.
-        compression: of JSONL: `gzip`, `zstd` or None.
+        compression: of JSONL: `gzip`, `zstd`, `bz2`, `xz` or None.
         size_bytes: on disk.
     """
 
@@ -63,9 +53,9 @@ def expand_inputs(inputs: Sequence[str | Path]) -> list[Source]:
     """The files that inputs stand for: a file itself, a directory all below it by path, a glob its matches by path.
 
     Raises:
-        InputError: an input does not exist, or stands for no file.
+        InputError: an input does not exist or stands for no file, or a file cannot be read.
     """
-    return [_source(path) for given in inputs for path in _files_of(Path(given))]
+    return [_source(path) for given in inputs for path in files_of(Path(given))]
 
 
 def shard_spans(sources: Sequence[Source], shard_index: int, num_shards: int, *, by_files: bool = False) -> list[Span]:
@@ -119,66 +109,20 @@ def _span_of(source: Source, start: int, stop: int) -> list[Span]:
 
 def row_group_runs(path: Path) -> Iterator[tuple[int, int]]:
     """Runs [first, stop) of row groups of about a unit each: small ones are read together, a large one is a run."""
-    metadata = open_parquet(path).metadata
+    group_bytes = ParquetText(path).group_bytes
     first, size_bytes = 0, 0
-    for group in range(metadata.num_row_groups):
-        size_bytes += metadata.row_group(group).total_byte_size
-        if size_bytes >= UNIT_BYTES or group == metadata.num_row_groups - 1:
+    for group, added_bytes in enumerate(group_bytes):
+        size_bytes += added_bytes
+        if size_bytes >= UNIT_BYTES or group == len(group_bytes) - 1:
             yield first, group + 1
             first, size_bytes = group + 1, 0
 
 
-def open_parquet(path: Path):  # type: ignore[no-untyped-def]  # pyarrow has no types
-    """Open a Parquet file.
-
-    Raises:
-        InputError: it is not one, or it is truncated.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a whole Parquet file ({error}): copy or write it again") from None
-
-
-def _files_of(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = sorted(file for file in _walk(path) if _is_text(file))
-        if not found:
-            expected = ", ".join((*_TEXT_SUFFIXES, _PARQUET_SUFFIX))
-            raise InputError(f"{path} holds no file to read: expected names that end in {expected} (.gz, .zst)")
-        return found
-    if path.exists():
-        return [path]
-    if _GLOB_CHARACTERS & set(str(path)):
-        matches = map(Path, glob.glob(str(path), recursive=True))
-        found = sorted(file for file in matches if file.is_file() and not file.name.endswith(_OUTPUT_SUFFIXES))
-        if not found:
-            raise InputError(f"{path} matches no file: mend the pattern in --input")
-        return found
-    raise InputError(f"{path} does not exist: give files, directories or globs of text to --input")
-
-
-def _walk(directory: Path) -> Iterator[Path]:
-    """All files below a directory; hidden ones, such as another job's unfinished downloads, are left out."""
-    for parent, names, files in os.walk(directory):
-        names[:] = [name for name in names if not name.startswith(".")]
-        yield from (Path(parent) / file for file in files if not file.startswith("."))
-
-
-def _is_text(path: Path) -> bool:
-    if path.name.endswith(_OUTPUT_SUFFIXES):
-        return False
-    name = path.with_suffix("") if path.suffix in _COMPRESSIONS else path
-    return path.suffix == _PARQUET_SUFFIX or name.suffix in _TEXT_SUFFIXES
-
-
 def _source(path: Path) -> Source:
+    kind = kind_of(path)
     return Source(
         path=path,
-        format="parquet" if path.suffix == _PARQUET_SUFFIX else "jsonl",
-        compression=_COMPRESSIONS.get(path.suffix),
+        format=PARQUET if kind == PARQUET else TEXT,
+        compression=kind if kind not in (PARQUET, TEXT) else None,
         size_bytes=path.stat().st_size,
     )

@@ -12,11 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_miniplm.artifacts import ArtifactInput, Manifest, atomic_output, load_manifest, manifest_path
+from megatron_miniplm.artifacts.atomic import named_in_errors
+from megatron_miniplm.artifacts.directory_lock import LOCK, sole_writer
 from megatron_miniplm.artifacts.fingerprint import digest_file_samples
-from megatron_miniplm.artifacts.manifest import checksum_of, input_of
+from megatron_miniplm.artifacts.manifest import DIRECTORY_MANIFEST, checksum_of, input_of, is_prefix
 from megatron_miniplm.corpus.readers import read_texts
-from megatron_miniplm.corpus.sources import expand_inputs
+from megatron_miniplm.corpus.sources import Source, expand_inputs
 from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
+from megatron_miniplm.corpus.units import MAX_LINE_BYTES
 from megatron_miniplm.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ logger = logging.getLogger(__name__)
 TOKENIZER_TYPE_OF = {"bpe": "HuggingFaceTokenizer", "sentencepiece": "SentencePieceTokenizer"}
 END_OF_TEXT = "<|endoftext|>"
 SENTENCEPIECE_MODEL = "tokenizer.model"
+_FILES = ("tokenizer.json", "tokenizer_config.json", SENTENCEPIECE_MODEL)
 _MIN_VOCAB_SIZE = {"bpe": 257, "sentencepiece": 260}  # 256 bytes and the special tokens (SentencePiece: and one merge)
 _NO_LONGEST_INPUT = 10**30  # what HuggingFace writes for a tokenizer without a longest input
 _MAX_LINE_BYTES = 1 << 20  # SentencePiece leaves longer lines out; its own limit of 4,192 loses many
@@ -39,12 +43,14 @@ class TrainingSettings:
         vocab_size: tokens, special ones included; byte-level BPE gives fewer where the text has no more to merge.
         json_keys: the keys whose values are text.
         max_bytes: documents are taken in order until their text reaches this many UTF-8 bytes; None takes all.
+        max_line_bytes: a longer line is refused.
     """
 
     algorithm: str
     vocab_size: int
     json_keys: tuple[str, ...]
     max_bytes: int | None
+    max_line_bytes: int = MAX_LINE_BYTES
 
 
 def train_tokenizer(inputs: Sequence[Path], output_dir: Path, settings: TrainingSettings) -> Manifest:
@@ -56,19 +62,44 @@ def train_tokenizer(inputs: Sequence[Path], output_dir: Path, settings: Training
     minimum = _MIN_VOCAB_SIZE[settings.algorithm]
     if settings.vocab_size < minimum:
         raise InputError(f"--vocab-size {settings.vocab_size} has no room for every byte: give at least {minimum}")
-    paths = [source.path for source in expand_inputs(inputs)]
-    parents = tuple(input_of("text", path, digest_file_samples(path), relative_to=output_dir) for path in paths)
+    sources = expand_inputs(inputs)
+    parents = tuple(
+        input_of("text", source.path, digest_file_samples(source.path), relative_to=output_dir) for source in sources
+    )
+    if is_prefix(output_dir):
+        raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
     values = {**asdict(settings), "json_keys": list(settings.json_keys)}
-    if (existing := _existing(output_dir, values, parents)) is not None:
-        logger.info("%s is complete already, from the same inputs and settings: nothing to do", output_dir)
-        return existing
-    train = _train_byte_level_bpe if settings.algorithm == "bpe" else _train_sentencepiece
-    files = train(_texts(inputs, settings), settings.vocab_size)
+    if settings.max_line_bytes == MAX_LINE_BYTES:
+        del values["max_line_bytes"]
+    was_killed = (output_dir / LOCK).exists()  # or is written just now
+    if manifest_path(output_dir).exists() and not was_killed:
+        return _finished(output_dir, values, parents)
+    with sole_writer(output_dir):
+        if was_killed and not manifest_path(output_dir).exists():
+            _remove_files(output_dir)
+        if any(path.name != LOCK for path in output_dir.iterdir()):
+            return _finished(output_dir, values, parents)
+        train = _train_byte_level_bpe if settings.algorithm == "bpe" else _train_sentencepiece
+        files = train(_texts(sources, settings), settings.vocab_size)
+        try:
+            return _write(output_dir, files, settings.algorithm, values, parents)
+        except BaseException:
+            _remove_files(output_dir)
+            raise
+
+
+def _write(
+    output_dir: Path,
+    files: dict[str, bytes],
+    algorithm: str,
+    values: dict[str, object],
+    parents: tuple[ArtifactInput, ...],
+) -> Manifest:
     for name, data in files.items():
-        with atomic_output(output_dir / name) as stream:
+        with named_in_errors(output_dir / name), atomic_output(output_dir / name) as stream:
             stream.write(data)
-    model = output_dir / SENTENCEPIECE_MODEL if settings.algorithm == "sentencepiece" else output_dir
-    encoder = load_encoder(TOKENIZER_TYPE_OF[settings.algorithm], model, num_threads=1)
+    model = output_dir / SENTENCEPIECE_MODEL if algorithm == "sentencepiece" else output_dir
+    encoder = load_encoder(TOKENIZER_TYPE_OF[algorithm], model, num_threads=1)
     manifest = Manifest(
         kind="tokenizer",
         fingerprint=encoder.fingerprint(),
@@ -82,21 +113,30 @@ def train_tokenizer(inputs: Sequence[Path], output_dir: Path, settings: Training
     return manifest
 
 
-def _existing(output_dir: Path, values: dict[str, object], parents: Sequence[ArtifactInput]) -> Manifest | None:
-    """The manifest of a finished tokenizer of the same text and settings; None where there is nothing."""
-    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
-        return None
-    if output_dir.is_dir() and manifest_path(output_dir).exists():
+def _remove_files(output_dir: Path) -> None:
+    """What an unfinished run has left."""
+    for name in (*_FILES, DIRECTORY_MANIFEST):
+        (output_dir / name).unlink(missing_ok=True)
+
+
+def _finished(output_dir: Path, values: dict[str, object], parents: Sequence[ArtifactInput]) -> Manifest:
+    """The manifest of a directory that holds a finished tokenizer of the same text and settings.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if manifest_path(output_dir).exists():
         manifest = load_manifest(output_dir)
         wanted = [parent.fingerprint for parent in parents]
         if manifest.settings == values and [parent.fingerprint for parent in manifest.inputs] == wanted:
+            logger.info("%s is complete already, from the same inputs and settings: nothing to do", output_dir)
             return manifest
     raise InputError(f"{output_dir} holds something else already: choose another --output, or delete it")
 
 
-def _texts(inputs: Sequence[Path], settings: TrainingSettings) -> Iterator[str]:
+def _texts(sources: Sequence[Source], settings: TrainingSettings) -> Iterator[str]:
     taken_bytes = 0
-    for text in read_texts(inputs, settings.json_keys):
+    for text in read_texts(sources, settings.json_keys, settings.max_line_bytes):
         if settings.max_bytes is not None and taken_bytes >= settings.max_bytes:
             return
         taken_bytes += len(text.encode("utf-8"))

@@ -4,15 +4,21 @@ A unit of plain JSONL is only named, so that whoever works on it does the readin
 decompressed on the way, since they cannot be entered in the middle.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, BinaryIO
 
-from megatron_miniplm.corpus.sources import UNIT_BYTES, Source, Span, open_parquet, row_group_runs
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.corpus.compressed import decompressed, whole_lines
+from megatron_miniplm.corpus.fields import Fields
+from megatron_miniplm.corpus.parquet_text import ParquetText
+from megatron_miniplm.corpus.sources import UNIT_BYTES, Source, Span, row_group_runs
 
-_PIECE_BYTES = 1 << 22  # of decompressed text, read at once
+#: Longer lines are not read: memory must not grow with what a damaged or hostile file holds.
+MAX_LINE_BYTES = 256 << 20
 _RUN_BYTES = 1 << 20  # of lines, parsed at once
+_PIECE_BYTES = 1 << 22  # read at once where lines are only counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +30,7 @@ class Unit:
         stop: of plain JSONL: the unit has the lines that start in [start, stop).
         content: the whole lines of compressed JSONL, or the rows of Parquet as a table; None for plain JSONL.
         size_bytes: what it takes of the file on disk, for progress.
+        is_overlong: one line of compressed JSONL that is too long to be read; `stop` is then the byte behind `start`.
     """
 
     span: Span
@@ -31,49 +38,74 @@ class Unit:
     stop: int
     content: Any
     size_bytes: int
+    is_overlong: bool = False
 
     @property
     def source(self) -> Source:
         return self.span.source
 
 
-def units_of(span: Span, columns: Sequence[str]) -> Iterator[Unit]:
+def units_of(span: Span, fields: Fields, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Unit]:
     """The units of a span, in order; a unit without a line is left out if that costs nothing to know.
 
     Args:
-        columns: which are read, `UnitReader.columns`; of Parquet only.
+        fields: of Parquet, only their columns are read.
+        max_line_bytes: of compressed JSONL, a longer line is a unit of its own, with `is_overlong`.
 
     Raises:
         InputError: a compressed file is truncated or damaged, or a column is missing.
     """
     if span.source.format == "parquet":
-        yield from parquet_units(span, columns)
+        yield from parquet_units(span, fields)
     elif span.source.compression is not None:
-        yield from compressed_units(span)
+        yield from compressed_units(span, max_line_bytes)
     else:
         for start in range(span.start, span.stop, UNIT_BYTES):
             stop = min(start + UNIT_BYTES, span.stop)
             yield Unit(span=span, start=start, stop=stop, content=None, size_bytes=stop - start)
 
 
-def lines_of(unit: Unit) -> Iterator[tuple[int, bytes]]:
-    """The lines of a unit in runs that a cache can hold, with the byte at which each run starts."""
+def lines_of(unit: Unit, max_line_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+    """The lines of a unit in runs that a cache can hold, with the byte at which each run starts.
+
+    In place of a line that is much longer than `max_line_bytes` there is None.
+    """
+    if unit.is_overlong:
+        yield unit.start, None
+        return
     if unit.content is not None:
         yield unit.start, unit.content
         return
-    with open(unit.source.path, "rb") as stream:
+    with open_regular(unit.source.path) as stream:
         position = unit.start
         if position > 0:
             stream.seek(position - 1)
-            position += len(stream.readline()) - 1
+            position += _skip_line(stream) - 1
         while position < unit.stop:
             lines = stream.read(min(_RUN_BYTES, unit.stop - position))
-            if not lines.endswith(b"\n"):
-                lines += stream.readline()
             if not lines:
                 return
-            yield position, lines
-            position += len(lines)
+            rest = b"" if lines.endswith(b"\n") else stream.readline(max_line_bytes + 1)
+            if len(rest) <= max_line_bytes or rest.endswith(b"\n"):
+                lines += rest
+                yield position, lines
+                position += len(lines)
+                continue
+            line_start = lines.rfind(b"\n") + 1
+            if line_start:
+                yield position, lines[:line_start]
+            yield position + line_start, None
+            position += len(lines) + len(rest) + _skip_line(stream)
+
+
+def _skip_line(stream: BinaryIO) -> int:
+    """Read on behind the next newline, or to the end; returns how many bytes that took."""
+    num_skipped = 0
+    while piece := stream.readline(_RUN_BYTES):
+        num_skipped += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return num_skipped
 
 
 def count_lines(source: Source, stop: int) -> int:
@@ -86,69 +118,31 @@ def count_lines(source: Source, stop: int) -> int:
     return num_lines + (stop > 0)
 
 
-def compressed_units(span: Span) -> Iterator[Unit]:
-    import pyarrow
-
+def compressed_units(span: Span, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Unit]:
     source = span.source
-    try:
-        with pyarrow.OSFile(str(source.path)) as raw, pyarrow.CompressedInputStream(raw, source.compression) as stream:
-            done_bytes = 0
-            for start, lines in _whole_lines(stream):
-                size_bytes, done_bytes = raw.tell() - done_bytes, raw.tell()
-                yield Unit(span=span, start=start, stop=start + len(lines), content=lines, size_bytes=size_bytes)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"{source.path} cannot be decompressed ({error}): it is truncated or damaged; copy or compress it again"
-        ) from None
+    assert source.compression is not None
+    with decompressed(source.path, source.compression) as (read, num_read):
+        done_bytes = 0
+        for start, lines in whole_lines(read, unit_bytes=UNIT_BYTES, max_line_bytes=max_line_bytes):
+            size_bytes, done_bytes = num_read() - done_bytes, num_read()
+            stop = start + (1 if lines is None else len(lines))
+            yield Unit(
+                span=span, start=start, stop=stop, content=lines, size_bytes=size_bytes, is_overlong=lines is None
+            )
 
 
-def _whole_lines(stream: Any) -> Iterator[tuple[int, bytes]]:
-    """The position and the lines of every unit of a stream; a unit in which no line starts is left out."""
-    start, pending = 0, bytearray()
-    while piece := stream.read(_PIECE_BYTES):
-        searched = len(pending)
-        pending += piece
-        while True:
-            edge = (start // UNIT_BYTES + 1) * UNIT_BYTES - start  # the next unit, as seen from the first pending byte
-            newline = pending.find(b"\n", max(edge - 1, searched))
-            if newline < 0:
-                break
-            yield start, bytes(pending[: newline + 1])
-            start += newline + 1
-            del pending[: newline + 1]
-            searched = 0
-    if pending:
-        yield start, bytes(pending)
-
-
-def parquet_units(span: Span, columns: Sequence[str]) -> Iterator[Unit]:
-    import pyarrow
-
-    file = open_parquet(span.source.path)
-    metadata, present = file.metadata, file.schema_arrow.names
-    if missing := [name for name in columns if name not in present]:
-        raise InputError(
-            f"{span.source.path}: expected the column {missing[0]!r}, found {', '.join(map(repr, present))}: name the "
-            "column of the text in --json-keys, those of labels in --id-key and --domain-key"
-        )
-    rows_before = [0]
-    for group in range(metadata.num_row_groups):
-        rows_before.append(rows_before[-1] + metadata.row_group(group).num_rows)
-    size_per_row = span.source.size_bytes / max(1, metadata.num_rows)
+def parquet_units(span: Span, fields: Fields) -> Iterator[Unit]:
+    file = ParquetText(span.source.path)
+    columns = file.columns_of(fields)
+    rows_before = [0, *accumulate(file.group_rows)]
+    size_per_row = span.source.size_bytes / max(1, rows_before[-1])
     for first, stop in row_group_runs(span.source.path):
         if not span.start <= first < span.stop:
             continue
         num_rows = rows_before[stop] - rows_before[first]
-        num_units = -(-sum(metadata.row_group(group).total_byte_size for group in range(first, stop)) // UNIT_BYTES)
-        batch_rows = max(1, num_rows // max(1, num_units))
+        num_units = -(-sum(file.group_bytes[first:stop]) // UNIT_BYTES)
         row = rows_before[first]
-        try:
-            for batch in file.iter_batches(batch_rows, row_groups=list(range(first, stop)), columns=list(columns)):
-                table = pyarrow.Table.from_batches([batch])
-                size_bytes = int((row + len(batch)) * size_per_row) - int(row * size_per_row)
-                yield Unit(span=span, start=row, stop=row + len(batch), content=table, size_bytes=size_bytes)
-                row += len(batch)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(
-                f"{span.source.path}, row group {first}: cannot be read ({error}): copy or write the file again"
-            ) from None
+        for table in file.batches(range(first, stop), columns, max(1, num_rows // max(1, num_units))):
+            size_bytes = int((row + len(table)) * size_per_row) - int(row * size_per_row)
+            yield Unit(span=span, start=row, stop=row + len(table), content=table, size_bytes=size_bytes)
+            row += len(table)

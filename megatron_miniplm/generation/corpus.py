@@ -28,6 +28,7 @@ from megatron_miniplm.generation.plan import (
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, merge
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import idx_path
+from megatron_miniplm.indexed.locking import prefix_lock
 from megatron_miniplm.indexed.pool import Pool
 from megatron_miniplm.indexed.reader import fingerprint_of
 from megatron_miniplm.mcore import cpu_emulation, models, program
@@ -333,6 +334,10 @@ class _Output:
         Raises:
             CorruptArtifactError: a part is damaged.
         """
+        with prefix_lock(self._prefix):
+            self._write_alone(parts)
+
+    def _write_alone(self, parts: Parts) -> None:
         if self.existing() is not None:  # another job was first
             parts.remove()
             return

@@ -5,6 +5,7 @@
       │             └─ relative symlink ── <view>.bin + <view>.idx ◄── view   (no token is copied)
       └── merge, copying: several corpora and views into one; materialize: each into a corpus of its own
 
+`locking` keeps one writer per prefix, `existing` recognises finished output, `caches` knows Megatron's index caches.
 NumPy only, but for the sidecar (pyarrow). The bytes are described in docs/formats.md; those of `.bin` and `.idx` are
 `megatron.core.datasets.indexed_dataset`'s.
 """

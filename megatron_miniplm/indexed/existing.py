@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, load_manifest, prefix_manifest_path
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.indexed.caches import how_to_replace, stale_caches
 from megatron_miniplm.indexed.layout import bin_path, idx_path
 from megatron_miniplm.indexed.reader import IndexedCorpus
 from megatron_miniplm.indexed.writer import IndexedWriter
@@ -30,7 +31,7 @@ def existing_corpus(
     Raises:
         InputError: something else lies under the prefix.
     """
-    remedy = f"choose another {output_flag}, or delete it"
+    remedy = how_to_replace(prefix, output_flag)
     if not prefix_manifest_path(prefix).exists():
         for path in (bin_path(prefix), idx_path(prefix)):
             if (path.exists() or path.is_symlink()) and not IndexedWriter.was_killed(prefix):
@@ -44,5 +45,8 @@ def existing_corpus(
         raise InputError(f"{prefix} was made from other inputs or settings than those given now: {remedy}")
     if IndexedCorpus.open(prefix).fingerprint() != manifest.fingerprint:
         raise InputError(f"{prefix} has changed since it was made: {remedy}")
+    IndexedWriter.remove_leftovers(prefix)
+    for cache in stale_caches(prefix):
+        logger.warning("%s is older than %s, and may be of another corpus: delete it before training", cache, prefix)
     logger.info("%s is complete already, from the same inputs and settings: nothing to do", prefix)
     return manifest

@@ -36,7 +36,7 @@ from megatron_miniplm.indexed.view import view_name, write_view
 from megatron_miniplm.progress import Progress
 
 _LABEL = "refined"
-_REMEDY = "give another --output, or delete it"
+_REMEDY = "give another --output, or delete it together with its index caches in any --data-cache-path"
 
 
 def materialize(inputs: Sequence[Path], output_dir: Path) -> Manifest:
@@ -207,8 +207,9 @@ def _refuse_twins(copies: Sequence[_Copy], output_dir: Path) -> None:
 
 def _refuse_another_output(names: Sequence[str], output_dir: Path) -> None:
     """Raise InputError where a directory holds something else than these copies, or a part of them."""
+    ours = frozenset(names)
     for prefix in sorted(path.with_suffix("") for path in output_dir.glob("*.idx")):
-        if prefix.name not in names:
+        if prefix.name not in ours:
             raise InputError(f"{output_dir} holds {prefix.name}, which is none of what is copied: {_REMEDY}")
     if output_dir.is_dir() and manifest_path(output_dir).exists():
         manifest = load_manifest(output_dir)

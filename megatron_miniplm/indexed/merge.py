@@ -13,7 +13,7 @@ from operator import and_
 from pathlib import Path
 from typing import Any, Self
 
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, write_data_args
+from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, require_readable, write_data_args
 from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.lineage import parent_path
@@ -21,6 +21,7 @@ from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
     Manifest,
     input_of,
+    is_prefix,
     load_manifest,
     manifest_path,
     prefix_manifest_path,
@@ -30,6 +31,7 @@ from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed.copying import copy_pieces, copy_sequences
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import idx_path
+from megatron_miniplm.indexed.locking import prefix_lock
 from megatron_miniplm.indexed.reader import IndexedCorpus, fingerprint_of
 from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, data_prefix, sidecar_path
 from megatron_miniplm.indexed.writer import IndexedWriter
@@ -56,16 +58,21 @@ def merge_prefixes(prefixes: Sequence[Path], output_prefix: Path) -> Manifest:
     settings, versions = _agreed(part.settings for part in parts), _agreed(part.versions for part in parts)
     directory = output_prefix.parent
     inputs = (*(part.input("corpus", directory) for part in parts), *inputs_behind(parts, directory))
-    existing = existing_corpus(
-        output_prefix, settings=settings, versions=versions, inputs=inputs, output_flag="--output-prefix"
-    )
-    if existing is not None:
-        return existing
-    num_bytes = sum(part.num_bytes for part in parts)
-    with Progress(num_bytes, "B") as progress:
-        return copy_parts(
-            parts, output_prefix, settings=settings, versions=versions, inputs=inputs, advance=progress.advance
+
+    def existing() -> Manifest | None:
+        return existing_corpus(
+            output_prefix, settings=settings, versions=versions, inputs=inputs, output_flag="--output-prefix"
         )
+
+    if (found := existing()) is not None:
+        return found
+    with prefix_lock(output_prefix):
+        if (found := existing()) is not None:  # another process was first
+            return found
+        with Progress(sum(part.num_bytes for part in parts), "B") as progress:
+            return copy_parts(
+                parts, output_prefix, settings=settings, versions=versions, inputs=inputs, advance=progress.advance
+            )
 
 
 def copy_parts(
@@ -105,12 +112,15 @@ def blend_prefixes(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
         InputError: the prefixes do not fit together, shards are missing, `output_dir` holds another list, or another
             process is writing it.
     """
+    require_readable(output_dir, *prefixes)
+    if is_prefix(output_dir):
+        raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --as-data-args")
     with sole_writer(output_dir):
         return write_blend(prefixes, output_dir)
 
 
 def write_blend(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
-    """As `blend_prefixes`, for who holds the lock of the directory."""
+    """`blend_prefixes`, where the caller is the sole writer of the directory."""
     parts = _open_parts(prefixes)
     manifest = Manifest(
         kind="views",
@@ -121,8 +131,8 @@ def write_blend(prefixes: Sequence[Path], output_dir: Path) -> Manifest:
         },
         inputs=tuple(part.input(part.kind, output_dir) for part in parts),
     )
-    refuse_another(output_dir, "list of prefixes", manifest.fingerprint)
     weighted = [(part.corpus.num_tokens, part.prefix) for part in parts]
+    refuse_another(output_dir, "list of prefixes", manifest.fingerprint)
     if (output_dir / DATA_ARGS).exists() and not manifest_path(output_dir).exists():
         found, wanted = expand_prefixes([output_dir]), [prefix.absolute() for weight, prefix in weighted if weight]
         if found != wanted:  # not what a killed run has left

@@ -6,7 +6,7 @@ import glob
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +18,11 @@ from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, atomic_output, c
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, hasher
 from megatron_miniplm.artifacts.manifest import PREFIX_MANIFEST_SUFFIX, prefix_manifest_path
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.indexed.caches import remove_caches
 from megatron_miniplm.indexed.layout import LENGTH_DTYPE, POINTER_DTYPE, IndexHeader, bin_path, idx_path
+from megatron_miniplm.indexed.locking import is_locked_or_left, prefix_lock
 
+_PARTS = ("bin", "lengths", "boundaries")
 _INDEX_CHUNK = 1 << 20  # sequences whose pointers are computed together
 _THREAD_BYTES = 1 << 20  # of so much the digest takes long enough to be worth a thread
 
@@ -44,9 +47,15 @@ class IndexedWriter:
         self.prefix = prefix
         self.token_dtype = np.dtype(token_dtype)
         self.num_documents = self.num_sequences = self.num_tokens = 0
-        self._published = False
+        self._bin_is_published = False
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._bin = _open_locked(_temporary(prefix, "bin"), prefix)
+        self._lock = ExitStack()
+        self._lock.enter_context(prefix_lock(prefix))
+        try:
+            self._bin = _open_locked(_temporary(prefix, "bin"), prefix)
+        except BaseException:
+            self._lock.close()
+            raise
         self._lengths = _open(_temporary(prefix, "lengths"), "wb")
         self._boundaries = _open(_temporary(prefix, "boundaries"), "wb")
         for suffix in (".idx", PREFIX_MANIFEST_SUFFIX, *companions):
@@ -59,6 +68,15 @@ class IndexedWriter:
     def was_killed(prefix: Path) -> bool:
         """Whether a process that wrote this prefix ended before the block did, or is still writing."""
         return _temporary(prefix, "lengths").exists()
+
+    @staticmethod
+    def remove_leftovers(prefix: Path) -> None:
+        """Remove what a process left that was killed after the manifest, unless one still writes."""
+        leftovers = [path for part in _PARTS if (path := _temporary(prefix, part)).exists()]
+        if leftovers or is_locked_or_left(prefix):
+            with suppress(InputError, OSError), prefix_lock(prefix):
+                for path in leftovers:
+                    path.unlink(missing_ok=True)
 
     def append(
         self, tokens_T: np.ndarray, lengths_N: np.ndarray, sequences_per_document_D: np.ndarray | None = None
@@ -102,8 +120,9 @@ class IndexedWriter:
         # Where an older pair is replaced, a crash must not leave its index or manifest beside the new data.
         for stale in (prefix_manifest_path(self.prefix), idx_path(self.prefix)):
             stale.unlink(missing_ok=True)
-        publish(Path(self._bin.name), bin_path(self.prefix))
-        self._published = True
+        self._bin_is_published = True
+        with named_in_errors(bin_path(self.prefix)):
+            publish(Path(self._bin.name), bin_path(self.prefix))
         index = write_index_chunks(
             self.prefix,
             IndexHeader(
@@ -115,14 +134,15 @@ class IndexedWriter:
             pointers=_contiguous_pointers(_stored(self._lengths, LENGTH_DTYPE), self.token_dtype.itemsize),
             boundaries=_stored(self._boundaries, POINTER_DTYPE),
         )
+        remove_caches(self.prefix)
         return {bin_path(self.prefix).name: {"bytes": bin_bytes, "blake2b": self._digest.hexdigest()}, **index}
 
     def abandon(self) -> None:
-        """Remove what is not published."""
-        for stream in self._streams():
-            with suppress(OSError):  # what a full disk did not take
-                stream.close()
-            Path(stream.name).unlink(missing_ok=True)
+        """Remove what is not published, and what was published without the manifest that follows it."""
+        if self._bin_is_published and not prefix_manifest_path(self.prefix).exists():
+            for half in (idx_path(self.prefix), bin_path(self.prefix)):
+                half.unlink(missing_ok=True)
+        self._remove_temporaries()
 
     def __enter__(self) -> Self:
         return self
@@ -130,8 +150,19 @@ class IndexedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None or not self._published:
-            self.abandon()
+        try:
+            if kind is None:
+                self._remove_temporaries()
+            else:
+                self.abandon()
+        finally:
+            self._lock.close()
+
+    def _remove_temporaries(self) -> None:
+        for stream in self._streams():
+            with suppress(OSError):  # what a full disk did not take
+                stream.close()
+            Path(stream.name).unlink(missing_ok=True)
 
     @contextmanager
     def _digested_meanwhile(self, data: memoryview) -> Iterator[None]:

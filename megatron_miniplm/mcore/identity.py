@@ -23,12 +23,14 @@ class TokenizerIdentity:
         fingerprint: None where our tools do not know this kind of tokenizer.
         vocab_size: ids that it can give.
         must_match: whether a corpus of another fingerprint is refused.
+        changed_by: what transformers made of its files, which can be equal to those of the corpus all the same.
     """
 
     place: str
     fingerprint: Fingerprint | None
     vocab_size: int
     must_match: bool = True
+    changed_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +84,14 @@ def _check_tokenizer(prefix: Path, tokenizer: TokenizerIdentity) -> None:
     """Compare with the tokenizer that the corpus's manifest names, where it names one."""
     made_with = tokenizer_of(prefix)
     if tokenizer.must_match and None not in (made_with, tokenizer.fingerprint) and made_with != tokenizer.fingerprint:
+        cause = (
+            f" ({tokenizer.changed_by}, which the model_type in config.json asks for)" if tokenizer.changed_by else ""
+        )
         raise FingerprintMismatchError(
             f"{prefix} was made with tokenizer [{made_with[:SHORT_HEX]}], but {tokenizer.place} is "  # type: ignore[index]
-            f"[{tokenizer.fingerprint[:SHORT_HEX]}]: give the tokenizer that the corpus was made with (miniplm inspect "  # type: ignore[index]
-            "names it), or --miniplm-any-tokenizer where both give the same ids"
+            f"[{tokenizer.fingerprint[:SHORT_HEX]}]{cause}: give --tokenizer-type and --tokenizer-model of the "  # type: ignore[index]
+            "tokenizer that the corpus was made with (miniplm inspect names it), or --miniplm-any-tokenizer where both "
+            "give the same ids"
         )
 
 

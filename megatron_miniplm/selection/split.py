@@ -8,7 +8,7 @@ import numpy as np
 from megatron_miniplm.artifacts.data_args import write_data_args
 from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
-from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, refuse_another
+from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, is_prefix, refuse_another
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
 
@@ -34,6 +34,10 @@ def split_reference(
     """
     if not 0 < reference_fraction < 1:
         raise InputError(f"--reference-fraction {reference_fraction} must lie in (0, 1)")
+    if is_prefix(output_dir):
+        raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
+    if not prefixes:
+        raise InputError("there is no prefix to split: give prefixes, or a directory that holds some, to --input")
     corpora = [IndexedCorpus.open(prefix) for prefix in prefixes]
     num_sequences = sum(len(corpus) for corpus in corpora)
     num_reference = round(reference_fraction * num_sequences)

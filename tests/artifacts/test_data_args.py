@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 from megatron_runs import write_corpus
 
-from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, write_data_args
+from megatron_miniplm.artifacts.data_args import (
+    DATA_ARGS,
+    expand_prefixes,
+    prefixes_of,
+    require_readable,
+    write_data_args,
+)
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
 
@@ -80,3 +86,22 @@ def test_many_prefixes_take_no_time(tmp_path: Path) -> None:
     assert len(expand_prefixes(prefixes)) == 20_000
     with pytest.raises(InputError, match="7 stands twice"):
         expand_prefixes([*prefixes, tmp_path / "7"])
+
+
+def test_a_working_directory_with_a_blank_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my data").mkdir()
+    monkeypatch.chdir(tmp_path / "my data")
+    with pytest.raises(InputError, match=r"my data/corpus' contains a blank"):
+        require_readable(Path("corpus"))
+
+
+def test_a_directory_stands_for_its_prefixes_by_name(tmp_path: Path) -> None:
+    for name in ("b.idx", "a.idx", "out.idx", "c.bin"):
+        (tmp_path / name).touch()
+    assert prefixes_of([tmp_path], without=tmp_path / "out") == [tmp_path / "a", tmp_path / "b"]
+    assert prefixes_of([tmp_path / "b.idx", tmp_path / "out"], without=tmp_path / "out") == [
+        tmp_path / "b",
+        tmp_path / "out",
+    ]
+    write_data_args(tmp_path, [(1, tmp_path / "x")])
+    assert prefixes_of([tmp_path]) == [tmp_path]

@@ -134,20 +134,48 @@ def test_shards_are_made_one_after_the_other_or_by_an_array(
     assert main(preprocess("HuggingFaceTokenizer", "bpe", "--num-shards", "2")) == 0
     names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert names == [f"out/corpus_text_document_0000{index}-of-00002" for index in (0, 1)]
-    array = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "2"}
+    array = {
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_ARRAY_TASK_MIN": "0",
+        "SLURM_ARRAY_TASK_MAX": "2",
+        "SLURM_ARRAY_TASK_COUNT": "3",
+    }
     for name, value in array.items():
         monkeypatch.setenv(name, value)
     assert main(preprocess("HuggingFaceTokenizer", "bpe")) == 0
     assert capsys.readouterr().out.startswith("out/corpus_text_document_00002-of-00003: ")
 
 
+def array(tasks: str, task: int) -> dict[str, str]:
+    """What SLURM tells a task of `--array=TASKS`."""
+    numbers = [int(number) for number in tasks.split(",")]
+    values = {"ID": task, "MIN": min(numbers), "MAX": max(numbers), "COUNT": len(numbers)}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+
+
 def test_the_shard_of_an_array_task() -> None:
-    task = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "7"}
+    task = array("0,1,2,3,4,5,6,7", 3)
     assert choose_shards(None, None, {}) == [WHOLE]
     assert choose_shards(None, None, task) == [Shard(index=3, count=8)]
-    assert choose_shards(16, None, {**task, "SLURM_ARRAY_TASK_MIN": "3"}) == [Shard(index=3, count=16)]
+    assert choose_shards(None, None, array("0", 0)) == [Shard(index=0, count=1)]
+    assert choose_shards(16, None, array("3,5", 3)) == [Shard(index=3, count=16)]
     assert choose_shards(16, 5, task) == [Shard(index=5, count=16)]
+
+
+@pytest.mark.parametrize("tasks", ["1,2,3", "0,4", "0,2,4,6,8"])
+def test_a_part_of_an_array_does_not_say_how_many_shards_there_are(tasks: str) -> None:
+    task = array(tasks, int(tasks[-1]))
     with pytest.raises(
-        InputError, match=r"SLURM_ARRAY_TASK_MIN is 1: submit --array=0-\(N-1\), or give --num-shards N"
+        InputError, match=r"expected all from 0 to N - 1: submit --array=0-\(N-1\), or give --num-shards"
     ):
-        choose_shards(None, None, {**task, "SLURM_ARRAY_TASK_MIN": "1"})
+        choose_shards(None, None, task)
+
+
+@pytest.mark.parametrize("name", ["SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT"])
+@pytest.mark.parametrize("value", [None, "", "x", "4294967294x"])
+def test_array_variables_that_are_missing_or_no_numbers_are_refused(name: str, value: str | None) -> None:
+    task = {**array("0,1", 1), name: value}
+    with pytest.raises(InputError, match=rf"{name} is .*, expected a number: give --num-shards and --shard-index"):
+        choose_shards(None, None, {key: text for key, text in task.items() if text is not None})
+    with pytest.raises(InputError, match="SLURM_ARRAY_TASK_ID is 'x', expected a number"):
+        choose_shards(4, None, {"SLURM_ARRAY_TASK_ID": "x"})

@@ -28,6 +28,15 @@ def test_a_part_can_be_split_again_by_its_directory(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.splitlines()[1] == "second: 5 sequences in reference/, 5 in pool/"
 
 
+def test_a_directory_stands_for_its_prefixes_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, inputs in (("directory", ["."]), ("prefixes", ["code", "web"])):
+        flags = ["--input", *inputs, "--reference-fraction", "0.1", "--output", name]
+        assert run_tool("split-reference", flags) == 0
+    first, second = (sorted(path.name for path in Path(name, "pool").iterdir()) for name in ("directory", "prefixes"))
+    assert first == second
+    assert len(first) == 2 * 3 + 2
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -37,16 +46,22 @@ def test_a_part_can_be_split_again_by_its_directory(capsys: pytest.CaptureFixtur
             "--reference-fraction 0.01 of 20 sequences leaves one part",
         ),
         (["--input", "web", "web"], "web stands twice in the corpus: give each prefix once"),
-        (["--input", "."], ". is a directory without data_args.txt: give prefixes, or a split or selection"),
+        (
+            ["--input", "empty"],
+            "there is no prefix to split: give prefixes, or a directory that holds some, to --input",
+        ),
+        (["--input", "web", "--output", "my split"], "'"),
         (["--input", "none"], "none.idx does not exist: give the prefix of a .bin/.idx pair, without extension"),
     ],
 )
 def test_errors_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    assert run_tool("split-reference", [*flags, "--output", "split"]) == 2
+    Path("empty").mkdir()
+    assert run_tool("split-reference", ["--output", "split", *flags]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"error: {message}")
     assert captured.err.count("\n") == 1
     assert not (tmp_path / "split").exists()
+    assert not (tmp_path / "my split").exists()

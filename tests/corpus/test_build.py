@@ -18,6 +18,7 @@ from megatron_miniplm.artifacts.manifest import verify_files
 from megatron_miniplm.corpus import build, sources, units
 from megatron_miniplm.corpus.build import WHOLE, BuildSettings, Shard, build_corpus
 from megatron_miniplm.corpus.encoding import append_eod
+from megatron_miniplm.corpus.readers import read_document
 from megatron_miniplm.corpus.sentences import SentenceModel
 from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings, load_encoder
 from megatron_miniplm.errors import InputError
@@ -145,8 +146,9 @@ def test_a_prefix_made_from_something_else_is_never_overwritten(settings: BuildS
     with pytest.raises(InputError) as caught:
         build_corpus(settings, num_workers=1)
     assert str(caught.value) == (
-        f"{settings.prefix('text')} was made from other inputs or settings than those given now: "
-        "choose another --output-prefix, or delete it"
+        f"{settings.prefix('text')} was made from other inputs or settings than those given now: choose another "
+        "--output-prefix, or delete it together with its index caches in any --data-cache-path, which Megatron would "
+        "go on using"
     )
     assert output_bytes(settings) == before
 
@@ -367,9 +369,48 @@ def test_bad_lines_are_listed_and_counted(settings: BuildSettings, tmp_path: Pat
     assert (manifest.counts["num_documents"], manifest.counts["num_rejected_lines"]) == (2 + len(TEXTS), 2)
     listed = [json.loads(line) for line in Path(f"{prefix}.rejected.jsonl").read_text().splitlines()]
     assert [(entry["file"], entry["line"]) for entry in listed] == [(str(path), 2), (str(path), 4)]
-    assert listed[1]["reason"] == "expected a string under 'text', found a number: mend or drop the line"
+    assert listed[1]["reason"] == "expected a string under 'text', found a number: fix or remove the line"
     assert f"{prefix.name}.rejected.jsonl" in manifest.files
     assert verify_files(prefix, manifest) == []
+
+
+def test_a_job_without_one_good_line_fails_and_publishes_nothing(settings: BuildSettings, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"body": "a"}\n\n{"body": "b"}\n')
+    settings = replace(settings, inputs=(path,), skip_bad_lines=True)
+    with pytest.raises(
+        InputError, match=r"all 2 lines are bad, the first: .*bad\.jsonl, line 1: expected the key 'text'"
+    ):
+        build_corpus(settings, num_workers=1)
+    assert output_bytes(settings) == {}
+
+
+def test_a_text_within_an_object_names_its_pair(settings: BuildSettings, tmp_path: Path) -> None:
+    path = tmp_path / "nested.jsonl"
+    path.write_text('{"data": {"text": "inside"}}\n')
+    ((prefix, manifest),) = build_corpus(
+        replace(settings, inputs=(path,), json_keys=("data.text",)), num_workers=1
+    ).items()
+    assert prefix.name == "corpus_data.text_document"
+    assert manifest.settings["json_key"] == "data.text"
+    assert read_document(path, 0, "data.text") == ("inside", 1)
+
+
+@pytest.mark.parametrize("key", ["a/b", "", "a\0"])
+def test_a_key_that_no_file_can_be_named_after_is_refused(settings: BuildSettings, key: str) -> None:
+    with pytest.raises(InputError, match="cannot be part of a file name: rename the key in the text"):
+        build_corpus(replace(settings, json_keys=(key,)), num_workers=1)
+
+
+def test_a_line_bound_is_recorded_where_it_is_not_the_usual_one(settings: BuildSettings) -> None:
+    settings = replace(settings, max_line_bytes=50, skip_bad_lines=True)
+    ((_, manifest),) = build_corpus(settings, num_workers=1).items()
+    assert manifest.settings["max_line_bytes"] == 50
+    assert manifest.counts["num_rejected_lines"] == sum(
+        len(json.dumps({"text": t, "twice": t * 2})) > 50 for t in TEXTS
+    )
+    with pytest.raises(InputError, match="--max-line-bytes 0 leaves no line: give at least 1"):
+        build_corpus(replace(settings, max_line_bytes=0), num_workers=1)
 
 
 def test_the_sidecar_names_the_document_of_every_sequence(settings: BuildSettings, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_miniplm.corpus import sources, units
-from megatron_miniplm.corpus.readers import Documents, Fields, LineCounter, Rejected, UnitReader, read_texts
+from megatron_miniplm.corpus.fields import Fields
+from megatron_miniplm.corpus.readers import Documents, LineCounter, Rejected, UnitReader, read_texts
 from megatron_miniplm.corpus.sources import expand_inputs, shard_spans, whole_span
 from megatron_miniplm.corpus.units import count_lines, units_of
 from megatron_miniplm.errors import InputError
@@ -36,7 +37,7 @@ def compress(path: Path, suffix: str) -> Path:
 def read_units(path: Path, fields: Fields, num_shards: int = 1) -> list[Documents]:
     reader = UnitReader(fields)
     spans = [span for shard in range(num_shards) for span in shard_spans(expand_inputs([path]), shard, num_shards)]
-    return [reader.read(unit) for span in spans for unit in units_of(span, reader.columns)]
+    return [reader.read(unit) for span in spans for unit in units_of(span, fields)]
 
 
 def read(path: Path, fields: Fields = Fields(text_keys=("text",))) -> list[str]:  # noqa: B008
@@ -111,6 +112,40 @@ def test_ids_and_domains_may_be_integers_and_lie_deeper(tmp_path: Path) -> None:
     ]
 
 
+def test_dots_lead_into_objects_unless_a_key_has_them(tmp_path: Path) -> None:
+    fields = Fields(text_keys=("data.text", "title"), id_key="meta.id")
+    path = write(
+        tmp_path / "a.jsonl",
+        b'{"data": {"text": "a"}, "title": "A", "meta": {"id": 1}}',
+        b'{"data.text": "b", "data": 3, "title": "B", "meta.id": "two", "meta": null}',
+        b'{"data": {"body": "c"}, "title": "C", "meta": {"id": 3}}',
+        b'{"data": "d", "title": "D", "meta": {"id": 4}}',
+        b'{"other": {"text": "e"}, "title": "E", "meta": {"id": 5}}',
+        b'{"data": {"text": 6}, "title": "F", "meta": {"id": 6}}',
+    )
+    (documents,) = read_units(path, fields)
+    assert documents.texts == {"data.text": ["a", "b"], "title": ["A", "B"]}
+    assert documents.ids == ["1", "two"]
+    assert [line.reason.split(": ")[0] for line in documents.rejected] == [
+        "expected the key 'data.text', found 'body' under 'data'",
+        "expected the key 'data.text', found a string under 'data'",
+        "expected the key 'data', found 'meta', 'other', 'title'",
+        "expected a string under 'data.text', found a number",
+    ]
+
+
+def test_a_key_and_what_lies_within_it_can_both_be_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"data": {"text": "a"}}', b'{"data": "b", "data.text": "c"}')
+    (documents,) = read_units(path, Fields(text_keys=("data", "data.text")))
+    assert documents.texts == {"data": ["b"], "data.text": ["c"]}
+
+
+def test_many_keys_are_not_all_listed(tmp_path: Path) -> None:
+    line = json.dumps({f"key{number:04d}": "x" for number in range(1000)} | {"k" * 500: ""}).encode()
+    (documents,) = read_units(write(tmp_path / "a.jsonl", line), Fields(text_keys=("text",)))
+    assert documents.rejected[0].reason.endswith("'key0009' and 991 more: name the key of the text in --json-keys")
+
+
 def test_one_line_of_ten_megabytes_is_one_document(tmp_path: Path, unit_bytes: Callable[[int], None]) -> None:
     unit_bytes(1 << 20)
     text = "x" * 10_000_000
@@ -139,7 +174,7 @@ BAD_LINES = [
     (b"null", "expected a JSON object, found null"),
     (b'{"body": "a", "id": 1}', "expected the key 'text', found 'body', 'id': name the key"),
     (b"{}", "expected the key 'text', found none"),
-    (b'{"text": 3}', "expected a string under 'text', found a number: mend or drop the line"),
+    (b'{"text": 3}', "expected a string under 'text', found a number: fix or remove the line"),
     (b'{"text": null}', "expected a string under 'text', found null"),
     (b'{"text": ["a"]}', "expected a string under 'text', found a list"),
     (b'{"text": "\xff"}', "expected UTF-8, found byte 0xff at byte 10 of the line: convert the file to UTF-8"),
@@ -154,7 +189,7 @@ BAD_LINES = [
 def test_a_bad_line_is_refused_with_its_place(tmp_path: Path, line: bytes, reason: str) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "fine"}', line)
     with pytest.raises(InputError) as caught:
-        list(read_texts([path], ["text"]))
+        list(read_texts(expand_inputs([path]), ["text"]))
     assert str(caught.value).startswith(f"{path}, line 2: ")
     assert reason in str(caught.value)
 
@@ -184,12 +219,13 @@ def test_lines_before_a_byte_are_those_that_start_before_it(
 def test_the_line_number_inside_a_shard_is_that_of_the_file(tmp_path: Path, unit_bytes: Callable[[int], None]) -> None:
     unit_bytes(64)
     path = write(tmp_path / "a.jsonl", *[b'{"text": "0123456789"}'] * 20, b"bad", *[b'{"text": "0123456789"}'] * 3)
-    reader = UnitReader(Fields(text_keys=("text",)))
+    fields = Fields(text_keys=("text",))
+    reader = UnitReader(fields)
     found = []
     for shard in range(3):
         for span in shard_spans(expand_inputs([path]), shard, 3):
             counter = LineCounter(span)
-            for unit in units_of(span, reader.columns):
+            for unit in units_of(span, fields):
                 documents = reader.read(unit)
                 found += [counter.describe(line) for line in documents.rejected]
                 counter.advance(documents.num_lines)
@@ -246,13 +282,13 @@ def test_parquet_rows_come_back_once(
 def test_a_bad_row_and_a_missing_column_are_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"text": ["a", None], "meta": [{"set": "b"}] * 2}, 100)
     with pytest.raises(InputError, match=r"a\.parquet, row 1: expected a string under 'text', found null"):
-        list(read_texts([path], ["text"]))
-    with pytest.raises(InputError, match=r"a\.parquet: expected the column 'body', found 'text', 'meta': name the"):
-        list(read_texts([path], ["body"]))
+        list(read_texts(expand_inputs([path]), ["text"]))
+    with pytest.raises(InputError, match=r"a\.parquet: expected the column 'body', found 'meta', 'text': name the"):
+        list(read_texts(expand_inputs([path]), ["body"]))
     (documents,) = read_units(path, Fields(text_keys=("text",), domain_key="meta.set"))
     assert (documents.domains, documents.rejected) == (
         ["b"],
-        [Rejected(index=1, position=1, reason="expected a string under 'text', found null: mend or drop the line")],
+        [Rejected(index=1, position=1, reason="expected a string under 'text', found null: fix or remove the line")],
     )
 
 

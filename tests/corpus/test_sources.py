@@ -7,10 +7,16 @@ from hypothesis import strategies as st
 from megatron_miniplm.corpus.sources import UNIT_BYTES, Source, expand_inputs, shard_spans
 from megatron_miniplm.errors import InputError
 
+MAGIC = {
+    ".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".zstd": b"\x51\x2a\x4d\x18", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0",
+    ".parquet": b"PAR1",
+}  # fmt: skip
+
 
 def touch(path: Path) -> Path:
+    """A file that begins as its name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{}")
+    path.write_bytes(MAGIC.get(path.suffix.lower(), b"{}"))
     return path
 
 
@@ -53,7 +59,7 @@ def test_a_name_with_glob_characters_is_a_file_if_it_is_there(tmp_path: Path) ->
     ("name", "message"),
     [
         ("none.jsonl", r"none\.jsonl does not exist: give files, directories or globs of text to --input"),
-        ("*.parquet", r"\*\.parquet matches no file: mend the pattern in --input"),
+        ("*.parquet", r"\*\.parquet matches no file: fix the pattern in --input"),
         ("empty", r"empty holds no file to read: expected names that end in \.jsonl, \.json, \.ndjson, \.parquet"),
     ],
 )

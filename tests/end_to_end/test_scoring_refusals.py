@@ -228,10 +228,12 @@ def test_a_corpus_of_another_tokenizer(tmp_path: Path, scene: Scene) -> None:
     def message(place: Path) -> str:
         settings = TokenizerSettings(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=place)
         theirs = make_encoder(settings, num_threads=1)
+        changed_by = getattr(theirs, "changed_by", None)
+        cause = f" ({changed_by}, which the model_type in config.json asks for)" if changed_by else ""
         return (
-            f"{prefix} was made with tokenizer [{ours[:8]}], but {place} is [{theirs.fingerprint()[:8]}]: give the "
-            "tokenizer that the corpus was made with (miniplm inspect names it), or --miniplm-any-tokenizer where both "
-            "give the same ids"
+            f"{prefix} was made with tokenizer [{ours[:8]}], but {place} is [{theirs.fingerprint()[:8]}]{cause}: give "
+            "--tokenizer-type and --tokenizer-model of the tokenizer that the corpus was made with (miniplm inspect "
+            "names it), or --miniplm-any-tokenizer where both give the same ids"
         )
 
     theirs_given = [*tokenizer, str(tmp_path / "theirs")]

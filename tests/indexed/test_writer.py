@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
+from megatron_miniplm.indexed.caches import how_to_replace, index_caches, stale_caches
 from megatron_miniplm.indexed.layout import optimal_dtype
 
 GOLDEN_BIN = bytes.fromhex("0a00 0b00 0c00  1400  1e00 1f00")
@@ -107,8 +109,7 @@ def test_a_crash_while_replacing_leaves_no_stale_index_or_manifest(tmp_path, lit
     monkeypatch.setattr("megatron_miniplm.indexed.writer.write_index_chunks", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
-    assert [path.name for path in tmp_path.glob("[!.]*")] == ["corpus.bin"]
-    assert IndexedWriter.was_killed(tmp_path / "corpus")
+    assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.bin", "corpus.idx"]
@@ -145,6 +146,49 @@ def test_a_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path, monkeypatc
         write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
     assert caught.value.filename == str(tmp_path / "corpus.bin")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_synced_once_does_not_lock_anyone_out(tmp_path, monkeypatch):
+    """The `.bin` is in place by then, and would be taken for another tool's."""
+    sync = os.fsync
+
+    def fails_on_directories(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", fails_on_directories)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_of_what_was_there_before_is_removed(tmp_path):
+    write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
+    cache = tmp_path / "corpus" / "cache" / "GPTDataset_indices"
+    cache.mkdir(parents=True)
+    for name in ("abc-GPTDataset-train-document_index.npy", "abc-GPTDataset-train-description.txt", "notes"):
+        (cache / name).touch()
+    assert index_caches(tmp_path / "corpus") == [cache]
+    write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
+    assert [path.name for path in cache.iterdir()] == ["notes"]
+    (cache / "notes").unlink()
+    write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
+    assert index_caches(tmp_path / "corpus") == []
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_cache_older_than_the_index_is_stale(tmp_path):
+    write_corpus_and(tmp_path / "corpus", IndexedWriter.close)
+    cache = tmp_path / "corpus" / "cache" / "GPTDataset_indices"
+    assert stale_caches(tmp_path / "corpus") == index_caches(tmp_path / "corpus") == []
+    cache.mkdir(parents=True)
+    (cache / "abc-GPTDataset-train-document_index.npy").touch()
+    assert stale_caches(tmp_path / "corpus") == []
+    written = (tmp_path / "corpus.idx").stat().st_mtime
+    os.utime(cache / "abc-GPTDataset-train-document_index.npy", (written - 1, written - 1))
+    assert stale_caches(tmp_path / "corpus") == [cache]
+    assert str(cache.parent) in how_to_replace(tmp_path / "corpus", "--output-prefix")
 
 
 def test_two_processes_do_not_write_one_prefix(tmp_path):

@@ -7,6 +7,7 @@ One sequence gives one sequence, in the same order; one that has no token in the
 Every sequence is a document of its own.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,22 +16,23 @@ from typing import Any
 
 from megatron_miniplm.artifacts import Manifest, atomic_output
 from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, write_data_args
+from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of
 from megatron_miniplm.corpus.retokenization.excerpts import Excerpts
 from megatron_miniplm.corpus.retokenization.from_text import ExcerptEncoder, convert_text
 from megatron_miniplm.corpus.retokenization.from_tokens import Run, RunRecoder, convert_tokens
 from megatron_miniplm.corpus.retokenization.origin import Origin
-from megatron_miniplm.corpus.retokenization.output import ConvertedOutput
+from megatron_miniplm.corpus.retokenization.output import ROUND_TRIP_SUFFIX, ConvertedOutput
 from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, make_encoder
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import optimal_dtype
+from megatron_miniplm.indexed.locking import prefix_lock
 from megatron_miniplm.progress import Progress
 
 TEXT, TOKENS = "text", "tokens"
-ROUND_TRIP_SUFFIX = ".round_trip.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,24 +76,30 @@ def convert_prefixes(
     existing = {output: conversion.existing() for output, conversion in conversions.items()}
     if all(existing.values()):
         num_workers = 1  # nothing to do
-    with WorkerPool(_Work(encoder, sources), num_workers) as pool:
+    with WorkerPool(_Work(encoder, sources), num_workers) as pool, sole_writer(output_dir):
+        _refuse_other_prefixes(outputs, output_dir)
         manifests = {output: existing[output] or conversion.run(pool) for output, conversion in conversions.items()}
-    write_data_args(output_dir, [(manifest.counts["num_tokens"], output) for output, manifest in manifests.items()])
+        weighted = [(manifest.counts["num_tokens"], output) for output, manifest in manifests.items()]
+        write_data_args(output_dir, weighted)
     return manifests
 
 
 def _output_prefixes(prefixes: Sequence[Path], output_dir: Path) -> list[Path]:
     outputs = [output_dir / prefix.name for prefix in prefixes]
-    if twice := sorted({output.name for output in outputs if outputs.count(output) > 1}):
+    if twice := sorted(output.name for output, count in Counter(outputs).items() if count > 1):
         raise InputError(f"two of the inputs are called {twice[0]}: convert them into two directories")
+    _refuse_other_prefixes(outputs, output_dir)
+    return outputs
+
+
+def _refuse_other_prefixes(outputs: Sequence[Path], output_dir: Path) -> None:
     if (output_dir / DATA_ARGS).exists():
         others = set(expand_prefixes([output_dir])) - {output.absolute() for output in outputs}
         if others:
             raise InputError(
                 f"{output_dir / DATA_ARGS} names {min(others)}, which this command does not write: give another "
-                "--output, or delete it"
+                "--output, or delete it together with its index caches in any --data-cache-path"
             )
-    return outputs
 
 
 class _Work:
@@ -175,6 +183,9 @@ class _Conversion:
     def run(self, pool: WorkerPool[Any, Any]) -> Manifest:
         """Write every sequence beside its target, and publish when all are written."""
         with ExitStack() as stack:
+            stack.enter_context(prefix_lock(self._output))
+            if (existing := self.existing()) is not None:  # another process was first
+                return existing
             token_dtype = optimal_dtype(self._encoder.vocab_size)
             output = ConvertedOutput(stack, self._output, token_dtype, self._origin.sidecar)
             with Progress(len(self._origin.corpus), " sequences") as progress:

@@ -16,8 +16,10 @@ import pyarrow as pa
 
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples
 from megatron_miniplm.corpus.encoding import utf8_sizes
-from megatron_miniplm.corpus.readers import Fields, UnitReader
-from megatron_miniplm.corpus.sources import Source, expand_inputs, open_parquet, row_group_runs, whole_span
+from megatron_miniplm.corpus.fields import Fields
+from megatron_miniplm.corpus.parquet_text import ParquetText
+from megatron_miniplm.corpus.readers import UnitReader
+from megatron_miniplm.corpus.sources import Source, expand_inputs, row_group_runs, whole_span
 from megatron_miniplm.corpus.units import Unit, units_of
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.copying import with_columns
@@ -32,6 +34,7 @@ class Excerpts:
 
     Attributes:
         json_key: of the text.
+        max_line_bytes: of the corpus that was made from it.
         append_eod: whether documents end with the end-of-document token.
         position_P, start_byte_P, text_bytes_P: as in the sidecar.
         has_successor_P: whether the sidecar has a later piece of the same document.
@@ -39,6 +42,7 @@ class Excerpts:
 
     unit: Unit
     json_key: str
+    max_line_bytes: int
     append_eod: bool
     position_P: np.ndarray
     start_byte_P: np.ndarray
@@ -52,6 +56,7 @@ def find_excerpts(
     *,
     json_key: str,
     append_eod: bool,
+    max_line_bytes: int,
     fingerprints: dict[Path, Fingerprint],
 ) -> Iterator[tuple[Excerpts, pa.Table]]:
     """The pieces of some sequences by unit, in the order of the sidecar, each with its rows.
@@ -66,12 +71,12 @@ def find_excerpts(
         InputError: a text file is missing or has changed.
     """
     rows = _Rows(sidecar)
-    columns = UnitReader(Fields(text_keys=(json_key,))).columns
+    fields = Fields(text_keys=(json_key,))
     while (head := rows.head()) is not None:
         name, num_taken = head[0], rows.num_taken
         path = sidecar.source_path(name)
         source = _unchanged_source(path, sidecar, fingerprints)
-        for start, stop, units in _blocks(source, columns):
+        for start, stop, units in _blocks(source, fields, max_line_bytes):
             head = rows.head()
             if head is None or head[0] != name or head[1] < start:
                 break  # the next file, or this one again from an earlier place, as merged corpora have it
@@ -83,7 +88,10 @@ def find_excerpts(
                 for unit in units():
                     of_unit = wanted.slice(0, _num_leading(wanted["position"].to_numpy(), unit.start, unit.stop))
                     if len(of_unit):
-                        yield _excerpts(unit, of_unit, json_key, append_eod), of_unit.drop_columns(_HAS_SUCCESSOR)
+                        yield (
+                            _excerpts(unit, of_unit, json_key, append_eod, max_line_bytes),
+                            of_unit.drop_columns(_HAS_SUCCESSOR),
+                        )
                         wanted = wanted.slice(len(of_unit))
                     if len(wanted) == 0:
                         break
@@ -99,7 +107,7 @@ def read_excerpts(excerpts: Excerpts) -> tuple[list[str], np.ndarray]:
     Raises:
         InputError: a piece is not in the text.
     """
-    documents = UnitReader(Fields(text_keys=(excerpts.json_key,))).read(excerpts.unit)
+    documents = UnitReader(Fields(text_keys=(excerpts.json_key,)), excerpts.max_line_bytes).read(excerpts.unit)
     texts_D = documents.texts[excerpts.json_key]
     positions_D = np.array([*documents.positions, -1], np.int64)
     document_P = np.searchsorted(positions_D[:-1], excerpts.position_P)
@@ -191,10 +199,11 @@ def _wanted(table: pa.Table, sequences_U: np.ndarray) -> pa.Table:
     return with_columns(table, sequence=place_P).append_column(_HAS_SUCCESSOR, has_successor).filter(is_wanted)
 
 
-def _excerpts(unit: Unit, wanted: pa.Table, json_key: str, append_eod: bool) -> Excerpts:
+def _excerpts(unit: Unit, wanted: pa.Table, json_key: str, append_eod: bool, max_line_bytes: int) -> Excerpts:
     return Excerpts(
         unit=unit,
         json_key=json_key,
+        max_line_bytes=max_line_bytes,
         append_eod=append_eod,
         position_P=wanted["position"].to_numpy(),
         start_byte_P=wanted["start_byte"].to_numpy(),
@@ -203,18 +212,20 @@ def _excerpts(unit: Unit, wanted: pa.Table, json_key: str, append_eod: bool) -> 
     )
 
 
-def _blocks(source: Source, columns: list[str]) -> Iterator[tuple[int, int, Callable[[], Iterable[Unit]]]]:
+def _blocks(
+    source: Source, fields: Fields, max_line_bytes: int
+) -> Iterator[tuple[int, int, Callable[[], Iterable[Unit]]]]:
     """Runs of units that can be passed over unread: the first position, the one behind the last, and the units."""
     span = whole_span(source)
     if source.format != "parquet":
-        for unit in units_of(span, columns):
+        for unit in units_of(span, fields, max_line_bytes):
             yield unit.start, unit.stop, partial(iter, (unit,))
         return
-    metadata = open_parquet(source.path).metadata
+    group_rows = ParquetText(source.path).group_rows
     start = 0
     for first, last in row_group_runs(source.path):
-        stop = start + sum(metadata.row_group(group).num_rows for group in range(first, last))
-        yield start, stop, partial(units_of, replace(span, start=first, stop=last), columns)
+        stop = start + sum(group_rows[first:last])
+        yield start, stop, partial(units_of, replace(span, start=first, stop=last), fields)
         start = stop
 
 

@@ -77,6 +77,7 @@ def _append_ascending(
         sequences_U,
         json_key=settings["json_key"],
         append_eod=settings["append_eod"],
+        max_line_bytes=origin.max_line_bytes,
         fingerprints=origin.text_fingerprints(),
     )
     rows_ahead: deque[pa.Table] = deque()  # of the work on its way; workers need less than the rows

@@ -9,6 +9,7 @@ from megatron_miniplm.artifacts import Fingerprint, Manifest, load_manifest
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
 from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of, prefix_manifest_path
 from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings
+from megatron_miniplm.corpus.units import MAX_LINE_BYTES
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, sidecar_path
@@ -63,6 +64,12 @@ class Origin:
         """What the manifest of a conversion takes over."""
         settings = self.manifest.settings if self.manifest is not None else {}
         return {name: settings[name] for name in _KEPT_SETTINGS if name in settings}
+
+    @property
+    def max_line_bytes(self) -> int:
+        """The bound under which the text was read."""
+        settings = self.manifest.settings if self.manifest is not None else {}
+        return int(settings.get("max_line_bytes", MAX_LINE_BYTES))
 
     def require_text(self) -> Sidecar:
         """The sidecar.

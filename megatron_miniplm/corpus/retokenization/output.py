@@ -12,6 +12,8 @@ from megatron_miniplm.indexed.copying import copy_pieces, copy_sequences, reloca
 from megatron_miniplm.indexed.pieces import crc32_of_runs
 from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, sidecar_path
 
+ROUND_TRIP_SUFFIX = ".round_trip.jsonl"
+
 
 class ConvertedOutput:
     """The `.bin`, `.idx` and sidecar of one prefix; nothing is visible before `close`.
@@ -24,7 +26,7 @@ class ConvertedOutput:
     """
 
     def __init__(self, stack: ExitStack, prefix: Path, token_dtype: np.dtype, source: Sidecar | None) -> None:
-        self.writer = stack.enter_context(IndexedWriter(prefix, token_dtype))
+        self.writer = stack.enter_context(IndexedWriter(prefix, token_dtype, companions=(ROUND_TRIP_SUFFIX,)))
         sidecar_path(prefix).unlink(missing_ok=True)  # of a killed run
         self._source = source
         self._sidecar = stack.enter_context(SidecarWriter(prefix)) if source is not None else None

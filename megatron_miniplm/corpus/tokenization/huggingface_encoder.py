@@ -7,8 +7,7 @@ tokenizer is loaded.
 
 import json
 import logging
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -16,34 +15,45 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_miniplm.artifacts import Fingerprint, digest_values
+from megatron_miniplm.corpus.tokenization.added_tokens import needs_reference
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     HARD_TEXTS,
     Encode,
     GigatokenEngine,
     exact_or_none,
+    routed,
     texts_of_control_strings,
     texts_of_vocabulary,
 )
 from megatron_miniplm.corpus.tokenization.huggingface_files import load_directory, load_gpt2
+from megatron_miniplm.corpus.tokenization.piece_bytes import bytes_of_piece, is_byte_level, keeps_text
+from megatron_miniplm.corpus.tokenization.rust_errors import is_rust_error
 from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids, split_ids, wrap_ids
 from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
+from megatron_miniplm.errors import InputError
 
 if TYPE_CHECKING:
     import tokenizers
 
 logger = logging.getLogger(__name__)
 
-_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
+_MODEL_OPTIONS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
 
 
 class HuggingFaceEncoder:
-    """A fast tokenizer, encoded by gigatoken where that is exact and by `tokenizers` elsewhere."""
+    """A fast tokenizer, encoded by gigatoken where that is exact and by `tokenizers` elsewhere.
+
+    Attributes:
+        changed_by: see `LoadedTokenizer`.
+    """
 
     def __init__(self, settings: TokenizerSettings, num_threads: int) -> None:
         load = load_gpt2 if settings.tokenizer_type == "GPT2BPETokenizer" else load_directory
         self._settings = settings
         self._num_threads = num_threads
-        self._reference, eos_token, self.versions = load(settings)
+        loaded = load(settings)
+        self._reference, eos_token, self.versions = loaded.tokenizer, loaded.eos_token, loaded.versions
+        self.changed_by = loaded.changed_by
         # tokenizer.json may ask for both; Megatron calls transformers without arguments, which switches them off.
         self._reference.no_truncation()
         self._reference.no_padding()
@@ -51,7 +61,9 @@ class HuggingFaceEncoder:
         self.vocab_size: int = self._reference.get_vocab_size(with_added_tokens=True)
         self.eod_id: int | None = self._reference.token_to_id(eos_token) if eos_token else None
         self._steps: dict[str, Any] = json.loads(self._reference.to_str())
-        del self._steps["model"]  # large, and the reference has it
+        model = self._steps.pop("model")  # large, and the reference has it
+        self._model_options: dict[str, Any] = {name: model.get(name) for name in _MODEL_OPTIONS}
+        _refuse_dropout(settings, self._model_options)
         self._fast = self._exact_gigatoken()
         if self._fast is not None:
             self.versions["gigatoken"] = version("gigatoken")
@@ -68,7 +80,7 @@ class HuggingFaceEncoder:
 
     @cached_property
     def token_bytes(self) -> list[bytes] | None:
-        return self._decoded_bytes if _keeps_text(self._steps) else None
+        return self._decoded_bytes if keeps_text(self._steps) else None
 
     @cached_property
     def text_prefix(self) -> bytes:
@@ -94,7 +106,7 @@ class HuggingFaceEncoder:
         return self._reference.decode([int(token) for token in ids], skip_special_tokens=False)
 
     def decode_batch(self, tokens_T: np.ndarray, lengths_N: np.ndarray) -> list[bytes]:
-        if self._byte_table is not None and _is_byte_level(self._steps):
+        if self._byte_table is not None and is_byte_level(self._steps):
             return self._byte_table.join(tokens_T, lengths_N)
         if self._byte_table is not None and self.text_prefix in (b"", b" "):
             texts = self._byte_table.join(tokens_T, lengths_N)
@@ -103,12 +115,21 @@ class HuggingFaceEncoder:
         return [text.encode() for text in decoded]
 
     def _encode_reference(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        return flatten_ids([encoding.ids for encoding in self._reference.encode_batch_fast(list(texts))])
+        try:
+            return flatten_ids([encoding.ids for encoding in self._reference.encode_batch_fast(list(texts))])
+        except BaseException as error:
+            if not is_rust_error(error):
+                raise
+            place = " and ".join(map(str, self._settings.files))
+            raise InputError(
+                f"{place}: the tokenizers library failed on a text ({error}): check the added tokens of "
+                "tokenizer.json, or use another version of the library"
+            ) from None
 
     @cached_property
     def _decoded_bytes(self) -> list[bytes] | None:
         """What each id decodes to; None if that depends on its neighbours, as it does not in BPE over bytes."""
-        if (bytes_of := _bytes_of_piece(self._steps["decoder"] or {})) is None:
+        if (bytes_of := bytes_of_piece(self._steps["decoder"] or {})) is None:
             return None
         vocabulary = self._reference.get_vocab(with_added_tokens=False)
         table = [b""] * (1 + max([*vocabulary.values(), *self._reference.get_added_tokens_decoder()], default=0))
@@ -152,8 +173,20 @@ class HuggingFaceEncoder:
             config = json.loads(tokenizer_json)
             config["added_tokens"] = [token for token in config["added_tokens"] if not token["special"]]
             tokenizer_json = json.dumps(config)
+        if unsupported := _unsupported_by_gigatoken(self._steps, self._model_options):
+            raise ValueError(unsupported)
         engine = GigatokenEngine(lambda: gigatoken.Tokenizer.from_json(tokenizer_json), self._num_threads)
-        # gigatoken leaves out what a template puts around every text.
+        fast = self._with_template(engine)
+        normalizer = self._reference.normalizer
+        needs = needs_reference(
+            self._steps,
+            normalizer.normalize_str if normalizer is not None else str,
+            split_special_tokens=self._settings.split_special_tokens,
+        )
+        return fast if needs is None else routed(fast, self._encode_reference, needs)
+
+    def _with_template(self, engine: GigatokenEngine) -> Encode:
+        """The engine, with the ids that a template puts around every text, which gigatoken leaves out."""
         around, inside = self._reference.encode("a").ids, engine.encode(["a"])[0].tolist()
         start = next((i for i in range(len(around)) if around[i : i + len(inside)] == inside), 0)
         if around == inside:
@@ -162,46 +195,24 @@ class HuggingFaceEncoder:
         return lambda texts: wrap_ids(*engine.encode(texts), before, behind)
 
 
-def _bytes_of_piece(decoder: dict[str, Any]) -> Callable[[str], bytes] | None:
-    """What a piece of the vocabulary decodes to, for byte-level BPE and for SentencePiece's BPE with byte fallback."""
-    if decoder.get("type") == "ByteLevel":
-        byte_of = _byte_of_character()
-        return lambda piece: bytes(map(byte_of.__getitem__, piece)) if byte_of.keys() >= set(piece) else piece.encode()
-    kinds = {step.get("type"): step for step in decoder.get("decoders", ())}
-    if not {"Replace", "ByteFallback"} <= kinds.keys() <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
-        return None
-    if (kinds["Replace"]["pattern"], kinds["Replace"]["content"]) != ({"String": "▁"}, " "):
-        return None
-    return lambda piece: (
-        bytes([int(piece[3:5], 16)]) if _BYTE_PIECE.fullmatch(piece) else piece.replace("▁", " ").encode()
-    )
+def _refuse_dropout(settings: TokenizerSettings, model_options: dict[str, Any]) -> None:
+    if model_options["dropout"]:
+        place = " and ".join(map(str, settings.files))
+        raise InputError(
+            f"{place} sets BPE dropout {model_options['dropout']}, which gives the same text other ids each time: "
+            'set "dropout": null in tokenizer.json'
+        )
 
 
-def _is_byte_level(steps: dict[str, Any]) -> bool:
-    return (steps["decoder"] or {}).get("type") == "ByteLevel"
-
-
-def _keeps_text(steps: dict[str, Any]) -> bool:
-    """Whether ids stand for the text as it is, but for its first bytes.
-
-    What NFC changes (little text is not in NFC) changes the number of bytes too, with few exceptions.
-    """
-    normalizer = steps["normalizer"] or {}
-    normalizers = {step.get("type") for step in normalizer.get("normalizers", [normalizer])} - {None}
-    if _is_byte_level(steps):
-        return normalizers <= {"NFC"} and _splits_only(steps)
-    return normalizers <= {"Prepend", "Replace"} and (steps["pre_tokenizer"] or {}).get("type") in (None, "Metaspace")
-
-
-def _splits_only(steps: dict[str, Any]) -> bool:
-    """Whether what stands before a byte-level model cuts the text into pieces, and neither adds nor drops any."""
+def _unsupported_by_gigatoken(steps: dict[str, Any], model_options: dict[str, Any]) -> str | None:
+    """What the tokenizer asks for and gigatoken silently leaves out; None if nothing."""
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model_options[name]:
+            return name
     pre_tokenizer = steps["pre_tokenizer"] or {}
-    return all(
-        (step.get("type") == "ByteLevel" and not step["add_prefix_space"])
-        or (step.get("type") in {"Split", "Punctuation"} and step["behavior"] != "Removed")
-        or step.get("type") == "Digits"
-        for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    )
+    if pre_tokenizer.get("type") == "ByteLevel" and not pre_tokenizer.get("use_regex", True):
+        return "a byte-level pre-tokenizer without its regular expression"
+    return None
 
 
 def _content(tokenizer: Any) -> str:
@@ -225,10 +236,3 @@ def _without_trimming(post_processor: Any) -> Any:
             key: False if key == "trim_offsets" else _without_trimming(part) for key, part in post_processor.items()
         }
     return post_processor
-
-
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, and characters from U+0100 on for the other bytes."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + rank): byte for rank, byte in enumerate(others)}

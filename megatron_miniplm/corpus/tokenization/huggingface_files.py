@@ -3,10 +3,12 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_miniplm.corpus.tokenization.rust_errors import is_rust_error
 from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 from megatron_miniplm.errors import InputError
 
@@ -24,13 +26,31 @@ _PLAIN_CLASSES = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
 _OVERRIDING_FILES = ("config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def load_gpt2(settings: TokenizerSettings) -> "tuple[tokenizers.Tokenizer, str | None, dict[str, str]]":
+@dataclass(frozen=True, kw_only=True)
+class LoadedTokenizer:
+    """A tokenizer as Megatron ends with it.
+
+    Attributes:
+        eos_token: its end-of-sequence token, which is Megatron's end of document; None if it has none.
+        versions: the packages that make the ids, with their versions.
+        changed_by: what transformers made of tokenizer.json, for people; None if it left the ids alone.
+    """
+
+    tokenizer: "tokenizers.Tokenizer"
+    eos_token: str | None
+    versions: dict[str, str]
+    changed_by: str | None = None
+
+
+def load_gpt2(settings: TokenizerSettings) -> LoadedTokenizer:
     """What transformers' GPT2Tokenizer makes of `vocab.json` and `merges.txt`."""
     import tokenizers
 
     try:
         model = tokenizers.models.BPE.from_file(str(settings.vocab_file), str(settings.merge_file))
-    except Exception as error:  # the Rust side raises bare `Exception`
+    except BaseException as error:
+        if not is_rust_error(error):
+            raise
         raise InputError(
             f"{settings.vocab_file} and {settings.merge_file} are not the vocab.json and merges.txt of a GPT-2 "
             f"tokenizer ({error}): give those"
@@ -40,11 +60,13 @@ def load_gpt2(settings: TokenizerSettings) -> "tuple[tokenizers.Tokenizer, str |
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     added = (_GPT2_END_OF_TEXT, *settings.special_tokens)
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in added])
-    return tokenizer, _GPT2_END_OF_TEXT, {"tokenizers": version("tokenizers")}
+    return LoadedTokenizer(
+        tokenizer=tokenizer, eos_token=_GPT2_END_OF_TEXT, versions={"tokenizers": version("tokenizers")}
+    )
 
 
-def load_directory(settings: TokenizerSettings) -> "tuple[tokenizers.Tokenizer, str | None, dict[str, str]]":
-    """The `tokenizers` object that Megatron ends with, its end-of-sequence token (Megatron's EOD), and versions.
+def load_directory(settings: TokenizerSettings) -> LoadedTokenizer:
+    """The `tokenizers` object that Megatron ends with, from the directory of a HuggingFace fast tokenizer.
 
     Megatron loads through transformers, which may rebuild or extend what tokenizer.json says. That import takes
     seconds and brings torch along, so it is done only where it could make a difference.
@@ -58,14 +80,30 @@ def load_directory(settings: TokenizerSettings) -> "tuple[tokenizers.Tokenizer, 
     config = _read_config(directory / "tokenizer_config.json")
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # the Rust side raises bare `Exception`
+    except BaseException as error:
+        if not is_rust_error(error):
+            raise
         raise InputError(f"{directory / 'tokenizer.json'} is not a tokenizer ({error}): save it again") from None
     if not settings.special_tokens and _is_plain(tokenizer, config, directory):
         eos_token = _token_text(config.get("eos_token") or config.get("sep_token"))
-        return tokenizer, eos_token, {"tokenizers": version("tokenizers")}
+        return LoadedTokenizer(tokenizer=tokenizer, eos_token=eos_token, versions={"tokenizers": version("tokenizers")})
     logger.info("%s is not a plain fast tokenizer: loading it through transformers, as Megatron does", directory)
     versions = {name: version(name) for name in ("tokenizers", "transformers")}
-    return *_load_through_transformers(directory, settings.special_tokens), versions
+    built, eos_token, class_name = _load_through_transformers(directory, settings.special_tokens)
+    changed_by = None
+    if parts := _changed_parts(tokenizer, built):
+        changed_by = (
+            f"transformers {versions['transformers']} builds a {class_name} from {directory}, with another "
+            f"{' and '.join(parts)} than its tokenizer.json has"
+        )
+        logger.warning("%s; Megatron does the same", changed_by)
+    return LoadedTokenizer(tokenizer=built, eos_token=eos_token, versions=versions, changed_by=changed_by)
+
+
+def _changed_parts(written: "tokenizers.Tokenizer", built: "tokenizers.Tokenizer") -> list[str]:
+    """The steps of tokenizer.json that come before the model, where transformers replaced them."""
+    ours, theirs = (json.loads(each.to_str()) for each in (written, built))
+    return [name for name in ("normalizer", "pre_tokenizer") if ours[name] != theirs[name]]
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -105,13 +143,19 @@ def _token_text(token: str | dict[str, Any] | None) -> str | None:
 
 def _load_through_transformers(
     directory: Path, special_tokens: Sequence[str]
-) -> "tuple[tokenizers.Tokenizer, str | None]":
-    """What `megatron.core.tokenizers.text.libraries.huggingface_tokenizer` does with its default arguments."""
+) -> "tuple[tokenizers.Tokenizer, str | None, str]":
+    """What `megatron.core.tokenizers.text.libraries.huggingface_tokenizer` does with its default arguments.
+
+    Returns:
+        The tokenizer, its end-of-sequence token, and the name of its class in transformers.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False)
-    except Exception as error:  # whatever a model's own class raises
+    except BaseException as error:  # whatever a model's own class raises
+        if not is_rust_error(error):
+            raise
         raise InputError(f"transformers cannot load the tokenizer in {directory} ({error}): save it again") from None
     if not tokenizer.is_fast:
         raise InputError(f"{directory} holds a tokenizer written in Python: save it as a fast one (tokenizer.json)")
@@ -122,4 +166,4 @@ def _load_through_transformers(
         elif getattr(tokenizer, twin) is None and getattr(tokenizer, name):
             named[twin] = getattr(tokenizer, name)
     tokenizer.add_special_tokens(named)
-    return tokenizer.backend_tokenizer, tokenizer.eos_token
+    return tokenizer.backend_tokenizer, tokenizer.eos_token, type(tokenizer).__name__

@@ -19,6 +19,7 @@ from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     Encode,
     GigatokenEngine,
     exact_or_none,
+    routed,
     texts_of_control_strings,
     texts_of_vocabulary,
 )
@@ -153,17 +154,7 @@ class SentencePieceEncoder:
         engine = GigatokenEngine(lambda: gigatoken.Tokenizer.from_sentencepiece(model), self._num_threads)
         special = re.compile("|".join(_pattern_of(piece) for piece in special_pieces)).search
 
-        def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-            is_special = [special(text) is not None for text in texts]
-            if not any(is_special):
-                return engine.encode(texts)
-            return _interleave(
-                np.array(is_special),
-                engine.encode([text for text, found in zip(texts, is_special, strict=True) if not found]),
-                self._encode_reference([text for text, found in zip(texts, is_special, strict=True) if found]),
-            )
-
-        return encode
+        return routed(engine.encode, self._encode_reference, lambda text: special(text) is not None)
 
 
 def _bytes_of(piece: Any, unknown: bytes) -> bytes:
@@ -184,15 +175,3 @@ def _pattern_of(piece: str) -> str:
     """
     text = piece.removeprefix(_SPACE) or piece
     return re.escape(text).replace(_SPACE, f"[ {_SPACE}]")
-
-
-def _interleave(
-    is_second_N: np.ndarray, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and lengths of texts that were encoded in two lots, in the order of the texts."""
-    lengths_N = np.empty(len(is_second_N), np.int64)
-    lengths_N[~is_second_N], lengths_N[is_second_N] = first[1], second[1]
-    is_second_T = np.repeat(is_second_N, lengths_N)
-    tokens_T = np.empty(len(is_second_T), np.uint32)
-    tokens_T[~is_second_T], tokens_T[is_second_T] = first[0], second[0]
-    return tokens_T, lengths_N

@@ -37,6 +37,18 @@ def wrap_ids(
     return wrapped_T, wrapped_N
 
 
+def interleave_ids(
+    is_second_N: np.ndarray, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and lengths of N texts that were encoded in two groups, in the order of the texts."""
+    lengths_N = np.empty(len(is_second_N), np.int64)
+    lengths_N[~is_second_N], lengths_N[is_second_N] = first[1], second[1]
+    is_second_T = np.repeat(is_second_N, lengths_N)
+    tokens_T = np.empty(len(is_second_T), np.uint32)
+    tokens_T[~is_second_T], tokens_T[is_second_T] = first[0], second[0]
+    return tokens_T, lengths_N
+
+
 class ByteTable:
     """The bytes of every id of a vocabulary, laid out so that runs of ids are joined at some 140 MB/s."""
 

@@ -341,6 +341,26 @@ def test_tokens_of_a_template_end_where_the_text_before_them_does(
     assert stops[-2:] == [2, 2]
 
 
+def test_what_transformers_changes_is_followed_and_said(
+    encode_each: Callable, bpe_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Byte-equal files give another tokenizer where a config.json names a model with a class of its own."""
+    import transformers
+
+    shutil.copytree(bpe_dir, tmp_path / "qwen2")
+    (tmp_path / "qwen2" / "config.json").write_text('{"model_type": "qwen2"}')
+    with caplog.at_level(logging.WARNING):
+        encoder = load_encoder("HuggingFaceTokenizer", tmp_path / "qwen2", 1)
+    built = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "qwen2"))
+    assert encode_each(encoder, ["Hello 1234 world"]) == [built("Hello 1234 world")["input_ids"]]
+    written = tokenizers.Tokenizer.from_file(str(bpe_dir / "tokenizer.json"))
+    changes = (
+        json.loads(written.to_str())["pre_tokenizer"] != json.loads(built.backend_tokenizer.to_str())["pre_tokenizer"]
+    )
+    assert (encoder.changed_by is not None) == changes
+    assert not changes or f"builds a {type(built).__name__} from {tmp_path / 'qwen2'}, with another" in caplog.text
+
+
 def test_special_tokens_are_added_as_megatron_adds_them(encode_each: Callable, bpe: TextEncoder, bpe_dir: Path) -> None:
     settings = TokenizerSettings(
         tokenizer_type="HuggingFaceTokenizer", tokenizer_model=bpe_dir, special_tokens=("<new>", "<|endoftext|>")

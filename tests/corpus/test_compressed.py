@@ -1,0 +1,103 @@
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pytest
+from fuzzing import fuzz, refusal_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_miniplm.corpus.compressed import whole_lines
+from megatron_miniplm.corpus.fields import Fields
+from megatron_miniplm.corpus.readers import Documents, LineCounter, UnitReader
+from megatron_miniplm.corpus.sources import expand_inputs, whole_span
+from megatron_miniplm.corpus.units import units_of
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
+}
+FIELDS = Fields(text_keys=("text",))
+
+
+def read(path: Path, max_line_bytes: int) -> tuple[list[str], list[str]]:
+    """The texts, and what is wrong with the other lines."""
+    (source,) = expand_inputs([path])
+    span = whole_span(source)
+    reader, counter = UnitReader(FIELDS, max_line_bytes), LineCounter(span)
+    texts, rejected = [], []
+    for unit in units_of(span, FIELDS, max_line_bytes):
+        documents: Documents = reader.read(unit)
+        texts += documents.texts["text"]
+        rejected += [counter.describe(line) for line in documents.rejected]
+        counter.advance(documents.num_lines)
+    return texts, rejected
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("long", [3_000, 1_500_000, 5_000_000])
+@pytest.mark.parametrize("ends", [b"\n", b""])
+def test_a_line_beyond_the_bound_is_bad_and_the_others_are_read(
+    tmp_path: Path, suffix: str, long: int, ends: bytes
+) -> None:
+    lines = [json.dumps({"text": text}).encode() for text in ("a", "b", "x" * long, "c", "y" * long)]
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(COMPRESS[suffix](b"\n".join(lines) + ends))
+    texts, rejected = read(path, 2_000)
+    assert texts == ["a", "b", "c"]
+    reason = "expected at most 2,000 bytes, found a longer line: remove it, or give a larger --max-line-bytes"
+    assert rejected == [f"{path}, line 3: {reason}", f"{path}, line 5: {reason}"]
+    assert read(path, long + 20) == (["a", "b", "x" * long, "c", "y" * long], [])
+
+
+def test_memory_does_not_grow_with_a_line() -> None:
+    """The stream gives more than a machine holds; of the line nothing is kept."""
+    pieces = iter([b'{"text": "a"}\n{"text": "', *[b"x" * (1 << 20)] * 5000, b'"}\n{"text": "b"}\n'])
+    found = list(whole_lines(lambda: next(pieces, b""), unit_bytes=16 << 20, max_line_bytes=4 << 20))
+    second = 14 + 10 + (5000 << 20) + 3
+    assert found == [(0, b'{"text": "a"}\n'), (14, None), (second, b'{"text": "b"}\n')]
+
+
+@fuzz(150)
+@given(
+    data=st.lists(st.sampled_from([b"\n", b"a", b"bb", b"c" * 30, b"\n\n"]), max_size=40).map(b"".join),
+    piece=st.integers(1, 50),
+    unit=st.integers(1, 60),
+    bound=st.integers(1, 40),
+)
+def test_fuzz_lines_come_once_and_in_order(data: bytes, piece: int, unit: int, bound: int) -> None:
+    pieces = iter([data[start : start + piece] for start in range(0, len(data), piece)])
+    position = 0
+    for start, lines in whole_lines(lambda: next(pieces, b""), unit_bytes=unit, max_line_bytes=bound):
+        if lines is None:
+            assert start == position
+            stop = data.find(b"\n", start) + 1 or len(data)
+            assert stop - start > bound
+            position = stop
+        else:
+            assert (start, lines) == (position, data[position : position + len(lines)])
+            assert lines.endswith(b"\n") or start + len(lines) == len(data)
+            position += len(lines)
+    assert position == len(data)
+
+
+@fuzz(60)
+@given(data=st.data(), suffix=st.sampled_from(sorted(COMPRESS)))
+def test_fuzz_a_damaged_file_is_read_or_refused(
+    data: st.DataObject, suffix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / f"a.jsonl{suffix}"
+    lines = data.draw(st.lists(st.binary(max_size=30) | st.just(b'{"text": "a"}'), max_size=8))
+    content = bytearray(COMPRESS[suffix](b"\n".join(lines)))
+    for _ in range(data.draw(st.integers(0, 3)) if content else 0):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    error = refusal_of(lambda: read(path, 1000))
+    assert error is None or str(path) in str(error)
