@@ -39,15 +39,17 @@ slurm-facts: $(READY)  ## facts about SLURM itself; a test asks for it when the 
 quickstart: $(READY)  ## the whole road on this machine, about eight minutes on two cores
 	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/run.sh
 
-# A whole run fails if it outgrows this budget of CPU seconds (CONTRIBUTING.md). Jobs of the SLURM tests are no children of
-# pytest, so their costs are unknown to it.
+# Two pytest processes side by side: SLURM tests wait, and jobs that are killed are waited for. The log of the first is shown
+# when the second is done. A whole run fails if it outgrows the budget of CPU seconds of either (CONTRIBUTING.md). What SLURM
+# starts is no child of pytest and not in it.
+JOBS := tests/slurm tests/end_to_end
+COSTS_OF_JOBS := tests/costs-jobs.tsv
 COSTS := tests/costs.tsv
 
-# Tests of SLURM wait, the others compute: both at a time. The log of the first is shown when the others are done.
 define ALL_TESTS
-	@mkdir -p build; $(BIN)/python -m pytest tests/slurm --slowest 20 > build/slurm-tests.log 2>&1 & slurm_tests=$$!; \
-	$(BIN)/python -m pytest --ignore tests/slurm $(1) $(COSTS); status=$$?; \
-	wait $$slurm_tests; slurm_status=$$?; cat build/slurm-tests.log; exit $$((status | slurm_status))
+	@mkdir -p build; $(BIN)/python -m pytest $(JOBS) $(1) $(COSTS_OF_JOBS) > build/jobs.log 2>&1 & jobs=$$!; \
+	$(BIN)/python -m pytest $(JOBS:%=--ignore %) $(1) $(COSTS); status=$$?; \
+	wait $$jobs; status_of_jobs=$$?; cat build/jobs.log; exit $$((status | status_of_jobs))
 endef
 
 .PHONY: mutations test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
