@@ -17,8 +17,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 pytestmark = pytest.mark.slow
 
 CONVERT = REPOSITORY / "tools" / "convert_checkpoint.py"
-#: `bash -c` script: the program may write files of 100 KB at most, as if the disk were full in the middle of one.
-SMALL_FILES = 'ulimit -f 100; exec "$@"'
+#: Largest file that the program may write where the disk is full in the middle of one.
+SMALL_FILE_BYTES = 100 << 10
 GENERATION = {"bos_token_id": 3, "eos_token_id": [7, 9], "pad_token_id": 1, "do_sample": True, "temperature": 0.6}
 
 
@@ -42,7 +42,7 @@ def files(directory: Path) -> list[str]:
 
 def convert(*flags: str | Path, small_files: bool = False) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(CONVERT), *map(str, flags)]
-    return run(["bash", "-c", SMALL_FILES, "bash", *command] if small_files else command)
+    return run(command, largest_file_bytes=SMALL_FILE_BYTES if small_files else None)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_several_validation_sets_need_a_name(tmp_path: Path) -> None:
 
 def test_logs_without_held_out_loss_are_refused(tmp_path: Path) -> None:
     logs = write_logs(tmp_path / "logs", [(1, 2.0)], "lm loss")
-    with pytest.raises(InputError, match="holds no held-out loss: train with --tensorboard-dir and --eval-interval"):
+    with pytest.raises(InputError, match="holds no validation loss: train with --tensorboard-dir and --eval-interval"):
         read_curve([logs], tokens_per_sample=1)
     with pytest.raises(InputError, match="is not a directory of TensorBoard logs"):
         read_curve([tmp_path / "nothing"], tokens_per_sample=1)

@@ -52,7 +52,7 @@ SLURM_ARRAYS = {
     "runs": "compare-runs",
 }
 #: Arrays of a cluster's settings, in pages that are not in slurm/: their flags are sbatch's.
-CLUSTER_ARRAYS = frozenset({"GPU_FLAGS", "SBATCH_FLAGS", "CONTAINER_FLAGS"})
+CLUSTER_ARRAYS = ("GPU_FLAGS", "SBATCH_FLAGS", "CONTAINER_FLAGS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def _array_commands(page: str, shell: str) -> Iterator[Command]:
         words = _words(body)
         in_slurm = page.startswith("slurm/")
         program = SLURM_ARRAYS.get(name) if in_slurm else ARRAYS.get(name, TRAINING)
-        if program and name not in CLUSTER_ARRAYS and any(word.startswith("--") for word in words):
+        if program and not name.startswith(CLUSTER_ARRAYS) and any(word.startswith("--") for word in words):
             yield Command(page=page, program=program, words=tuple(words))
 
 

@@ -184,9 +184,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run(command: Sequence[str], timeout_seconds: float = TIMEOUT_SECONDS) -> subprocess.CompletedProcess[str]:
+def run(
+    command: Sequence[str], timeout_seconds: float = TIMEOUT_SECONDS, *, largest_file_bytes: int | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a program behind `launcher` in forked ranks, see `rank_server`."""
-    return run_forked(command, environment(), timeout_seconds)
+    return run_forked(command, environment(), timeout_seconds, largest_file_bytes=largest_file_bytes)
 
 
 def run_real(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

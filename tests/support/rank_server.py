@@ -247,11 +247,17 @@ def rank_server() -> RankServer:
 
 
 def run_forked(
-    command: Sequence[str], environment: Mapping[str, str], timeout_seconds: float
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    timeout_seconds: float,
+    *,
+    largest_file_bytes: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`subprocess.run(command, capture_output=True, text=True)` by the server."""
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        process = rank_server().start(command, environment, stdout=stdout, stderr=stderr)
+        process = rank_server().start(
+            command, environment, stdout=stdout, stderr=stderr, largest_file_bytes=largest_file_bytes
+        )
         try:
             returncode = process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
