@@ -1,4 +1,5 @@
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from logging import StreamHandler
@@ -11,6 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from megatron_runs import TinyRun, train_tiny_checkpoint
 
+from megatron_miniplm.errors import STOP_SIGNALS
+
+HANDLERS = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 pytest_plugins = ("cost_plugin",)
 
 # A time limit for each example would fail on a machine that does something else as well.
@@ -33,9 +37,15 @@ def _flags_are_not_checked_at_every_submission() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _log_goes_nowhere_afterwards() -> Iterator[None]:
-    """A tool that runs in this process logs to the stderr of its test, which is closed later."""
+def _process_is_as_before() -> Iterator[None]:
+    """A tool that runs in this process leaves its signal handlers, and a log handler for the stderr of its test.
+
+    Processes that a later test forks would inherit the handlers: a pool that ends its workers by SIGTERM then waits for
+    ever where the signal meets code that ignores exceptions.
+    """
     yield
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
     logging.root.handlers[:] = [handler for handler in logging.root.handlers if type(handler) is not StreamHandler]
 
 

@@ -5,23 +5,15 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 
 from megatron_miniplm import __version__, cli
-from megatron_miniplm.errors import STOP_SIGNALS, InputError
+from megatron_miniplm.errors import InputError
 
 NAME = "command-of-this-test"
-
-
-@pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, body: Callable[[], None]) -> int:
