@@ -322,7 +322,9 @@ def test_nan_in_the_embedding_of_one_token(scene: Scene) -> None:
     # Which of the other two blocks came before it is a matter of chance.
     for name in block_times(scores):
         assert name != f"{RARE_SEQUENCE // BLOCK_SEQUENCES:08}.npy"
-        assert (scores / "blocks" / name).read_bytes() == (scene.scores / "blocks" / name).read_bytes()
+        # The rest of a block is the digest of its model's identity, which is another.
+        found, expected = (np.load(store / "blocks" / name) for store in (scores, scene.scores))
+        assert found.tobytes() == expected.tobytes()
     assert litter(scores) == []
 
 
