@@ -13,7 +13,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--input", nargs="+", type=Path, required=True, metavar="FILE", help="JSONL files, one document per line"
+        "--input", nargs="+", type=Path, required=True, metavar="PATH", help="as of preprocess-data: JSONL or Parquet"
     )
     parser.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys that hold text")
     parser.add_argument(
