@@ -9,6 +9,7 @@ follow.
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,7 @@ def passes(copy: Path, test: str) -> bool:
     process = subprocess.run(
         command, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True
     )
+    print(*re.findall(r"^(?:FAILED|ERROR) (.*)", process.stdout, re.MULTILINE)[:1], sep="\n", flush=True)
     if process.returncode not in (0, 1):
         sys.exit(f"{test} could not run:\n{process.stdout[-3000:]}{process.stderr[-3000:]}")
     return process.returncode == 0

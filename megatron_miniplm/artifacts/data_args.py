@@ -4,8 +4,8 @@ One line a prefix, `<weight> <prefix>`; the weight is the number of tokens, so t
 proportion. Paths are absolute, because Megatron resolves them against the working directory of the training job.
 """
 
+import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,9 +52,12 @@ def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:
     prefixes: list[Path] = []
     for path in map(Path, paths):
         prefixes += [path] if is_prefix(path) or not path.is_dir() else _prefixes_of_directory(path)
-    twice = sorted(str(prefix) for prefix, count in Counter(prefixes).items() if count > 1)
-    if twice:
-        raise InputError(f"{twice[0]} stands twice in the corpus: give each prefix once")
+    first: dict[str, Path] = {}
+    for prefix in prefixes:  # of the index: views of one corpus share their data
+        twin = first.setdefault(os.path.realpath(f"{prefix}.idx"), prefix)
+        if twin is not prefix:
+            other = "" if twin == prefix else f" (as {twin}, too)"
+            raise InputError(f"{prefix} stands twice in the corpus{other}: give each prefix once")
     return prefixes
 
 
@@ -91,4 +94,6 @@ def _prefixes_of_directory(directory: Path) -> list[Path]:
         raise CorruptArtifactError(f"{path} must hold pairs of a weight and a prefix: make the directory again")
     if any("\0" in prefix for prefix in words[1::2]):
         raise CorruptArtifactError(f"{path} names a prefix with a zero byte: make the directory again")
+    if not all(Path(prefix).name for prefix in words[1::2]):
+        raise CorruptArtifactError(f"{path} names a directory for a prefix: make the directory again")
     return [Path(prefix) for prefix in words[1::2]]

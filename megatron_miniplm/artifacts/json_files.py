@@ -36,6 +36,8 @@ def read_json(
             data = stream.read(max_bytes + 1)
     except (OSError, MiniPLMError) as error:
         reason = error.strerror or error if isinstance(error, OSError) else error
+        if isinstance(error, PermissionError):
+            remedy = "ask its owner for permission to read it"
         raise CorruptArtifactError(f"{path} cannot be read as the {what} ({reason}): {remedy}") from None
     if len(data) > max_bytes:
         raise CorruptArtifactError(f"{path} is larger than {max_bytes:,} bytes, too large for a {what}: {remedy}")

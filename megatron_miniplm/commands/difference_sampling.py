@@ -222,6 +222,11 @@ def _print(output: Path, summary: dict[str, Any], rule: Rule) -> None:
 
     if warning := warning_of(summary, is_difference=measure.is_difference):
         print(warning, file=sys.stderr)
+    if summary["num_kept"] == 0:
+        raise InputError(
+            f"{output} keeps no sequence, so nothing can be trained on it: delete it, then give a larger --ratio or a "
+            "lower --threshold, or relax what leaves sequences out (--min-tokens, domains, --seen-by-reference exclude)"
+        )
     print("\n".join(training_hints(output, summary, rule)))
 
 

@@ -4,7 +4,7 @@ import lzma
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import InputError
@@ -30,13 +30,35 @@ def decompressed(path: Path, compression: str) -> Iterator[Stream]:
     try:
         with open_regular(path) as raw:
             if compression == "xz":
-                with lzma.open(raw) as stream:
-                    yield lambda: stream.read(_PIECE_BYTES), raw.tell
+                yield _xz_reader(raw), raw.tell
                 return
             with pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), compression) as stream:
                 yield lambda: stream.read(_PIECE_BYTES), raw.tell
     except (pyarrow.ArrowException, OSError, lzma.LZMAError, EOFError, MemoryError) as error:
         raise InputError(_fault(path, compression, error)) from None
+
+
+def _xz_reader(raw: BinaryIO) -> Callable[[], bytes]:
+    """Reads all streams of a file and the padding between them; `lzma.open` ends in silence at what it cannot read."""
+    decoder, data = lzma.LZMADecompressor(), b""
+
+    def read() -> bytes:
+        nonlocal decoder, data
+        while True:
+            if decoder.eof:
+                data = decoder.unused_data.lstrip(b"\0")
+                while not data and (data := raw.read(_MIB)):
+                    data = data.lstrip(b"\0")
+                if not data:
+                    return b""
+                decoder = lzma.LZMADecompressor()
+            elif decoder.needs_input and not data and not (data := raw.read(_MIB)):
+                raise EOFError("Truncated compressed stream")
+            piece, data = decoder.decompress(data, _PIECE_BYTES), b""
+            if piece:
+                return piece
+
+    return read
 
 
 def whole_lines(

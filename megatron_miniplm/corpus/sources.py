@@ -7,12 +7,16 @@ A unit is a fixed piece of one file, whatever the number of shards and workers: 
 depends on nothing but the unit, so shards and workers cannot change the output.
 """
 
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_miniplm.corpus.listing import PARQUET, TEXT, files_of, kind_of
 from megatron_miniplm.corpus.parquet_text import ParquetText
+
+logger = logging.getLogger(__name__)
 
 UNIT_BYTES = 16 << 20
 
@@ -55,7 +59,10 @@ def expand_inputs(inputs: Sequence[str | Path]) -> list[Source]:
     Raises:
         InputError: an input does not exist or stands for no file, or a file cannot be read.
     """
-    return [_source(path) for given in inputs for path in files_of(Path(given))]
+    sources = [_source(path) for given in inputs for path in files_of(Path(given))]
+    if num_again := len(sources) - len({os.path.realpath(source.path) for source in sources}):
+        logger.warning("%s of the files are given more than once: their text will be in the corpus as often", num_again)
+    return sources
 
 
 def shard_spans(sources: Sequence[Source], shard_index: int, num_shards: int, *, by_files: bool = False) -> list[Span]:

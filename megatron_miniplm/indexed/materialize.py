@@ -176,8 +176,10 @@ def _copies_of(path: Path) -> list[_Copy]:
     if is_prefix(path) or not (path / SELECTION).exists():
         return [_Copy(part=Part.open(prefix)) for prefix in expand_prefixes([path])]
     selection = Selection.open(path)
-    if not selection.is_index_only:
-        return [_Copy(part=Part.open(prefix)) for prefix in expand_prefixes([path])]
+    if not selection.is_index_only:  # not by data_args.txt, whose absolute paths are those of before a move
+        return [
+            _Copy(part=Part.open(prefix.view)) for prefix in selection.prefixes if prefix.view and prefix.num_tokens
+        ]
     if selection.manifest.settings.get("repeat"):
         raise InputError(f"{path} repeats sequences, which its indices do not say: select again without --index-only")
     return [_selected_copy(selection, selected) for selected in selection.prefixes]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 from operator import and_
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +28,7 @@ from megatron_miniplm.artifacts.manifest import (
     prefix_manifest_path,
     refuse_another,
 )
-from megatron_miniplm.errors import FingerprintMismatchError, InputError
+from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
 from megatron_miniplm.indexed.copying import copy_pieces, copy_sequences
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import idx_path
@@ -278,12 +279,15 @@ def _in_order_of_shards(parts: list[Part]) -> list[Part]:
             )
         if (twin := prefix_of.setdefault(part.shard_index, part.prefix)) != part.prefix:
             raise InputError(f"{twin} and {part.prefix} are both shard {part.shard_index}: give one of them")
-    num_shards = identities[0]["num_shards"]
-    missing = sorted(set(range(num_shards)) - prefix_of.keys())
+    num_shards = identities[0].get("num_shards")
+    if type(num_shards) is not int or not all(0 <= index < num_shards for index in prefix_of):
+        raise CorruptArtifactError(f"{parts[0].prefix}: the manifest gives no number of shards: preprocess again")
+    missing = list(islice((index for index in range(num_shards) if index not in prefix_of), 10))
     if missing:
+        num_missing, first = num_shards - len(prefix_of), ", ".join(map(str, missing))
         raise InputError(
-            f"{len(missing)} of {num_shards} shards are missing ({', '.join(map(str, missing[:10]))}): give them too, "
-            "or make them with preprocess-data --shard-index"
+            f"{num_missing} of {num_shards} shards are missing ({first}): give them too, or make them with "
+            "preprocess-data --shard-index"
         )
     return sorted(parts, key=lambda part: part.shard_index or 0)
 

@@ -24,7 +24,7 @@ from megatron_miniplm.artifacts.manifest import checksum_of
 from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.indexed.layout import bin_path
+from megatron_miniplm.indexed.layout import bin_path, idx_path
 from megatron_miniplm.indexed.pieces import NO_DOMAIN, Pieces
 from megatron_miniplm.indexed.sidecar_rows import (
     IDENTIFYING,
@@ -332,7 +332,12 @@ _REMEDY = "copy it again, or preprocess again"
 def data_prefix(prefix: Path) -> Path:
     """The prefix whose `.bin` holds the tokens: a view's source, else the prefix itself."""
     data = bin_path(prefix)
-    return data.resolve().with_suffix("") if data.is_symlink() else prefix
+    if not data.is_symlink():
+        return prefix
+    source = data.resolve().with_suffix("")
+    # A store by content (Hugging Face's cache, git-annex, DVC) links both files to names that are no pair.
+    is_stored_by_content = idx_path(prefix).is_symlink() and not idx_path(source).exists()
+    return prefix if is_stored_by_content else source
 
 
 def source_sequences(view: IndexedCorpus) -> np.ndarray:

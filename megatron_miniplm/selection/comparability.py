@@ -1,5 +1,6 @@
 """Whether a difference of two stores of scores can mean anything, before it is computed and after."""
 
+import math
 from typing import Any
 
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
@@ -43,6 +44,11 @@ def warning_of(summary: dict[str, Any], *, is_difference: bool) -> str | None:
         summary: what `selection.json` holds.
         is_difference: whether sequences are ranked by the difference of two models.
     """
+    if _is_of_one_value(summary):
+        return (
+            "warning: every sequence has the same value, or none has one, so that the first of the corpus are kept: "
+            "check that the two stores are of different models, and --from-scores"
+        )
     fraction = summary["negative_fraction"]
     if not is_difference or fraction < SUSPICIOUS_NEGATIVE_FRACTION:
         return None
@@ -51,3 +57,13 @@ def warning_of(summary: dict[str, Any], *, is_difference: bool) -> str | None:
         "--teacher-scores and --reference-scores are not swapped, and that the teacher's checkpoint, tokenizer and "
         "flags are right"
     )
+
+
+def _is_of_one_value(summary: dict[str, Any]) -> bool:
+    """Whether nothing was ranked: the lowest kept value is the mean of the kept and of all."""
+    lowest = summary["lowest_kept_value"]
+    if lowest is None:
+        return bool(summary["num_kept"])
+    means = (summary["mean_value"], summary["mean_kept_value"])
+    is_mean = all(math.isclose(lowest, mean, rel_tol=1e-9, abs_tol=1e-12) for mean in means)
+    return is_mean and summary["num_eligible"] > 1

@@ -5,15 +5,16 @@ Processes and not threads: half of the work on a block of scores holds the inter
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import numpy as np
 
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import STOP_SIGNALS, InputError
 from megatron_miniplm.forking import can_fork
 from megatron_miniplm.launchers import adopt_srun
 
@@ -139,7 +140,8 @@ def _run_forked[Result](body: Callable[[Ranks], Result], size: int) -> Result:
         for rank in range(1, size):
             ours, theirs = fork.Pipe()
             process = fork.Process(target=_run_child, args=(body, rank, size, theirs, [*pipes, ours]), daemon=True)
-            process.start()
+            with _stop_signals_blocked():  # the process unblocks them where it can handle them
+                process.start()
             theirs.close()
             pipes.append(ours)
             processes.append(process)
@@ -163,11 +165,22 @@ def _run_child(
     for other in of_the_first:
         other.close()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         body(ForkedRanks(rank, size, [pipe]))
     except BaseException as error:
         with suppress(OSError):
             pipe.send(_Failed(error))
-    os._exit(0)
+    finally:
+        os._exit(0)  # even when a second signal came meanwhile: the first process says what went wrong
+
+
+@contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class TorchRanks:

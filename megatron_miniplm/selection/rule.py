@@ -80,8 +80,8 @@ class Rule:
                 raise InputError(f"{flag} {value} must be greater than 0")
         if not (math.isfinite(self.weight_cap) and self.weight_cap >= 1):
             raise InputError(f"--weight-cap {self.weight_cap} must be at least 1: the mean weight is 1")
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed} must not be negative")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"--seed {self.seed} must lie in [0, 2^63)")
         self._check_combinations()
 
     def _check_combinations(self) -> None:

@@ -38,6 +38,8 @@ def split_reference(
         raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
     if not prefixes:
         raise InputError("there is no prefix to split: give prefixes, or a directory that holds some, to --input")
+    if not 0 <= seed < 1 << 63:
+        raise InputError(f"--seed {seed} must lie in [0, 2^63)")
     corpora = [IndexedCorpus.open(prefix) for prefix in prefixes]
     num_sequences = sum(len(corpus) for corpus in corpora)
     num_reference = round(reference_fraction * num_sequences)

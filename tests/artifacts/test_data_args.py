@@ -105,3 +105,19 @@ def test_a_directory_stands_for_its_prefixes_by_name(tmp_path: Path) -> None:
     ]
     write_data_args(tmp_path, [(1, tmp_path / "x")])
     assert prefixes_of([tmp_path]) == [tmp_path]
+
+
+def test_one_corpus_under_two_names_is_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path / "corpus", [[1, 2], [3]])
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"other{suffix}").symlink_to(f"corpus{suffix}")
+    monkeypatch.chdir(tmp_path)
+    for twin in (tmp_path / "corpus", Path("other"), Path("corpus")):
+        with pytest.raises(InputError, match="stands twice in the corpus"):
+            expand_prefixes(["corpus", twin])
+
+
+def test_a_root_is_no_prefix(tmp_path: Path) -> None:
+    (tmp_path / "data_args.txt").write_text("5 /\n")
+    with pytest.raises(CorruptArtifactError, match="names a directory for a prefix"):
+        expand_prefixes([tmp_path])

@@ -66,6 +66,14 @@ def test_another_selection_in_the_output(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == ("error: refined holds another selection: give another --output, or delete it\n")
 
 
+def test_a_selection_that_keeps_nothing_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool("difference-sampling", [*STORES, "--threshold", "1000", "--output", "refined"]) == 2
+    captured = capsys.readouterr()
+    assert "kept 0 of 4 sequences" in captured.out
+    assert "train on it with" not in captured.out
+    assert captured.err.splitlines()[-1].startswith("error: refined keeps no sequence")
+
+
 @pytest.mark.parametrize("flags", [[], ["--ratio", "0.5", "--threshold", "1"]])
 def test_one_target(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     assert run_tool("difference-sampling", [*STORES, *flags, "--output", "refined"]) == 2

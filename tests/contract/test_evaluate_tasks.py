@@ -214,10 +214,12 @@ def test_a_stopped_job_continues_with_two_replicas(setting: Setting, one_rank: d
     assert log_likelihoods(found) == log_likelihoods(one_rank)
 
 
-def test_a_data_set_that_is_not_here_is_one_line_before_the_model_loads(setting: Setting) -> None:
+def test_a_data_set_that_is_not_here_is_one_line_before_the_model_loads(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = setting.command("missing", *setting.model(), "--miniplm-tasks", "hellaswag", num_processes=2)
-    shown = ["env", "MINIPLM_VERBOSE=1"]  # that the model loads
-    process = run([*shown, *(w for w in command if w not in ("--include-path", str(setting.directory / "tasks")))])
+    monkeypatch.setenv("MINIPLM_VERBOSE", "1")  # shows when the model loads
+    process = run([word for word in command if word not in ("--include-path", str(setting.directory / "tasks"))])
     (line,) = (line for line in process.stderr.splitlines() if line.startswith("error: "))
     assert line.startswith("error: task hellaswag: its data set Rowan/hellaswag is not in ")
     assert "run python -c \"from datasets import load_dataset; load_dataset('Rowan/hellaswag')\"" in line

@@ -11,11 +11,12 @@ from fuzzing import fuzz, refusal_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_miniplm.corpus.compressed import whole_lines
+from megatron_miniplm.corpus.compressed import decompressed, whole_lines
 from megatron_miniplm.corpus.fields import Fields
 from megatron_miniplm.corpus.readers import Documents, LineCounter, UnitReader
 from megatron_miniplm.corpus.sources import expand_inputs, whole_span
 from megatron_miniplm.corpus.units import units_of
+from megatron_miniplm.errors import InputError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -101,3 +102,23 @@ def test_fuzz_a_damaged_file_is_read_or_refused(
     path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
     error = refusal_of(lambda: read(path, 1000))
     assert error is None or str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("between", "after", "is_whole"),
+    [(b"", b"", True), (bytes(4), b"", True), (b"", bytes(8), True), (b"damage", b"", False), (b"", b"damage", False)],
+)
+def test_all_streams_of_an_xz_file_are_read(tmp_path: Path, between: bytes, after: bytes, is_whole: bool) -> None:
+    one = lzma.compress(b'{"text": "hello"}\n' * 2000)
+    path = tmp_path / "text.jsonl.xz"
+    path.write_bytes(one + between + one + after)
+
+    def read() -> bytes:
+        with decompressed(path, "xz") as (next_piece, _):
+            return b"".join(iter(next_piece, b""))
+
+    if is_whole:
+        assert read() == b'{"text": "hello"}\n' * 4000
+    else:
+        with pytest.raises(InputError, match=r"text\.jsonl\.xz"):
+            read()

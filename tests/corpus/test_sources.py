@@ -89,3 +89,12 @@ def test_shards_hold_every_byte_once_and_about_as_much(sizes: list[tuple[int, bo
     share = sum(size for size, _ in sizes) / num_shards
     slack = UNIT_BYTES * (1 + len(sizes)) + max((size for size, is_whole in sizes if is_whole), default=0)
     assert all(sum(span.size_bytes for span in shard) <= share + slack for shard in shards)
+
+
+def test_files_that_are_given_twice_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    assert len(expand_inputs([tmp_path / "a.jsonl"])) == 1
+    assert not caplog.records
+    assert len(expand_inputs([tmp_path, tmp_path / "a.jsonl"])) == 3
+    assert caplog.messages == ["2 of the files are given more than once: their text will be in the corpus as often"]

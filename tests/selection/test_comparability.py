@@ -12,6 +12,7 @@ from selections import sample, write_sidecar
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.selection.comparability import warning_of
 
 NUM_SEQUENCES = 40
 
@@ -82,3 +83,15 @@ def test_an_expression_of_ones_own_is_not_judged(
     flags = ["--from-scores=-reference", "--reference-scores", str(reference), "--processes", "1"]
     assert run_tool("difference-sampling", [*flags, "--output", str(tmp_path / "own"), "--ratio", "0.5"]) == 0
     assert "swapped" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_values_that_are_all_equal_are_warned_of(value: float) -> None:
+    summary = {"num_eligible": 9, "num_kept": 4, "lowest_kept_value": value, "mean_value": value + 1e-15}
+    summary |= {"mean_kept_value": value, "negative_fraction": 0.0}
+    warning = warning_of(summary, is_difference=True)
+    assert warning is not None
+    assert "every sequence has the same value" in warning
+    assert warning_of({**summary, "mean_value": value - 0.1}, is_difference=True) is None
+    nothing = {**summary, "lowest_kept_value": None, "mean_value": 0.0, "mean_kept_value": 0.0}
+    assert warning_of(nothing, is_difference=False) is not None

@@ -183,3 +183,32 @@ def test_a_stop_signal_while_selecting(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 75
     assert sorted(found.name for found in output.iterdir()) == ["0.begun", "1.begun"]
+
+
+REFUSE_AT_ONCE = """
+import signal
+from megatron_miniplm.errors import InputError
+from megatron_miniplm.selection.ranks import _run_forked
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, interrupt)
+
+def body(ranks):
+    if ranks.rank == 0:
+        raise InputError("refused at once")
+    signal.pause()
+
+for _ in range(20):
+    try:
+        _run_forked(body, 4)
+    except InputError:
+        pass
+"""
+
+
+def test_a_refusal_leaves_no_traceback_of_other_processes(tmp_path: Path) -> None:
+    """They are ended while they start, by a signal whose handler raises."""
+    done = run_program(tmp_path, REFUSE_AT_ONCE)
+    assert (done.returncode, done.stderr) == (0, "")

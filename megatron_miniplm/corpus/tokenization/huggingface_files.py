@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.corpus.tokenization.rust_errors import is_rust_error
 from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 from megatron_miniplm.errors import InputError
@@ -108,13 +109,18 @@ def _changed_parts(written: "tokenizers.Tokenizer", built: "tokenizers.Tokenizer
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as stream:
+            config = json.loads(stream.read().decode("utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): save the tokenizer again") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object: save the tokenizer again")
+    for name in (*sorted(_NAMED_TOKENS), "tokenizer_class"):
+        text = _token_text(config.get(name))
+        if not isinstance(text, str | None):
+            raise InputError(f"{path}: {name} is {text!r}, expected a string: save the tokenizer again")
     return config
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts import Fingerprint, digest_file, digest_values
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     HARD_TEXTS,
     Encode,
@@ -49,8 +50,9 @@ class SentencePieceEncoder:
         self._model_path = settings.tokenizer_model
         self._num_threads = num_threads
         try:
+            open_regular(self._model_path).close()
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(self._model_path))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, InputError) as error:
             raise InputError(f"{self._model_path} is not a SentencePiece model ({error}): give a .model file") from None
         model_type: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]  # protobuf makes it
         self._model = model_type.FromString(self._processor.serialized_model_proto())

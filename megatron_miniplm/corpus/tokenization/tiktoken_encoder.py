@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts import Fingerprint, digest_file, digest_values
+from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     HARD_TEXTS,
     Encode,
@@ -187,7 +188,8 @@ def _read_ranks(path: Path, num_ranks: int, num_special_tokens: int) -> list[byt
     """
     remedy = 'give a JSON list of {"rank": 0, "token_bytes": <base64>, "token_str": ...}, the 256 bytes first'
     try:
-        entries = json.loads(path.read_bytes())
+        with open_regular(path) as stream:
+            entries = json.loads(stream.read())
         ranked = [base64.b64decode(entry["token_bytes"], validate=True) for entry in entries]
         ranks = [entry["rank"] for entry in entries]
     except (OSError, ValueError, TypeError, LookupError, binascii.Error) as error:
