@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from megatron_runs import random_sequences, write_corpus
-from selections import seal
+from score_stores import write_scores
+from selections import sample, seal
 
 from megatron_miniplm.artifacts import Manifest, load_manifest
 from megatron_miniplm.artifacts.data_args import write_data_args
@@ -284,3 +285,19 @@ def test_a_name_of_another_content_is_refused(corpora: list[IndexedCorpus], tmp_
     with pytest.raises(InputError, match=r"would both be .*copy2/web: give each prefix once"):
         materialize([corpora[0].prefix, other.prefix], tmp_path / "copy2")
     assert not os.path.exists(tmp_path / "copy2")
+
+
+def test_a_selection_that_was_moved_with_its_corpus_is_copied_from_where_it_is(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    corpus = write_corpus(old / "corpus", [[1, 2, 3], [4, 5], [6, 7, 8, 9], [1, 3]])
+    for seed, role in enumerate(("teacher", "reference")):
+        write_scores(old / role, [corpus], np.random.default_rng(seed).random(4) * 9)
+    sample(old / "teacher", old / "reference", old / "refined")
+    shutil.move(old, new)
+    write_corpus(old / "corpus", [[9, 9, 9], [9, 9], [9, 9, 9, 9], [9, 9]])  # another one in its place
+    materialize([new / "refined"], tmp_path / "copies")
+    (copied,) = (IndexedCorpus.open(prefix) for prefix in prefixes_in(tmp_path / "copies").values())
+    moved = IndexedCorpus.open(new / "corpus")
+    originals = [moved.sequence(index).tolist() for index in range(4)]
+    assert len(copied) == 2
+    assert all(copied.sequence(index).tolist() in originals for index in range(2))

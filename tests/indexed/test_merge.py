@@ -10,10 +10,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from megatron_miniplm.artifacts import Manifest, load_manifest
+from megatron_miniplm.artifacts.manifest import prefix_manifest_path
 from megatron_miniplm.corpus import sources, units
 from megatron_miniplm.corpus.build import BuildSettings, Shard, build_corpus
 from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
-from megatron_miniplm.errors import FingerprintMismatchError, InputError
+from megatron_miniplm.errors import FingerprintMismatchError, InputError, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, copying, sidecar, write_view
 from megatron_miniplm.indexed.merge import blend_prefixes, merge_prefixes
 from megatron_miniplm.indexed.sidecar import Sidecar, sidecar_path
@@ -308,3 +309,17 @@ def test_a_merge_that_has_changed_is_refused(tmp_path: Path) -> None:
         InputError, match="merged has changed since it was made: choose another --output-prefix, or del"
     ):
         merge_prefixes([prefix], tmp_path / "merged")
+
+
+@pytest.mark.parametrize("num_shards", [None, "4", 2, 10**12])
+def test_shards_that_say_no_possible_number_are_refused_at_once(
+    settings: BuildSettings, tmp_path: Path, num_shards: object
+) -> None:
+    shards = make_shards(settings, tmp_path / "shards")
+    for shard in shards:
+        path = prefix_manifest_path(shard)
+        manifest = json.loads(path.read_text())
+        manifest["settings"]["num_shards"] = num_shards
+        path.write_text(json.dumps(manifest))
+    with pytest.raises(MiniPLMError, match=r"gives no number of shards|shards are missing|is not a valid manifest"):
+        merge_prefixes(shards, tmp_path / "merged")

@@ -341,3 +341,17 @@ def test_fuzz(pristine: tuple[IndexedCorpus, bytes], data: st.DataObject) -> Non
         read_all(corpus)
     with suppress(MiniPLMError):
         Sidecar.of(corpus).pieces_of(1)  # type: ignore[union-attr]
+
+
+def test_a_store_by_content_keeps_its_sidecar(corpus: IndexedCorpus, tmp_path: Path) -> None:
+    """As Hugging Face's cache, git-annex and DVC lay files out: each is a link to a name made of its content."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    for number, path in enumerate(sorted(corpus.prefix.parent.glob(f"{corpus.prefix.name}.*"))):
+        (tmp_path / "blobs" / f"{number:064x}").write_bytes(path.read_bytes())
+        (tmp_path / "snapshot" / path.name).symlink_to(f"../blobs/{number:064x}")
+    linked = IndexedCorpus.open(tmp_path / "snapshot" / corpus.prefix.name)
+    found, expected = Sidecar.of(linked), Sidecar.of(corpus)
+    assert found is not None
+    assert expected is not None
+    assert found.pieces_of(2) == expected.pieces_of(2)
