@@ -62,6 +62,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument(
         "--miniplm-float32", action="store_true", help="compute in float32, whatever precision --load-hf is stored in"
     )
+    _add_continuation(group)
+    group.add_argument(
+        "--num-sequences", type=int, metavar="N", help="continue only the first N sequences (default: all)"
+    )
+    group.add_argument(
+        "--random-subset",
+        action="store_true",
+        help="with --num-sequences: pick N sequences at random with --seed instead of the first N",
+    )
+    group.add_argument(
+        "--miniplm-block-sequences",
+        type=int,
+        default=256,
+        metavar="N",
+        help="sequences per block, the unit of work and of resuming (default: 256)",
+    )
+    group.add_argument(
+        "--miniplm-any-tokenizer",
+        action="store_true",
+        help="accept a corpus whose tokenizer has another fingerprint; its ids must mean the same",
+    )
+    return parser
+
+
+def _add_continuation(group: "argparse._ArgumentGroup") -> None:
+    """How a prompt is cut and continued."""
     group.add_argument(
         "--prompt-tokens",
         type=int,
@@ -93,27 +119,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         metavar="ID",
         help="token that ends a continuation; -1: none (default: the tokenizer's; NullTokenizer has none)",
     )
-    group.add_argument(
-        "--num-sequences", type=int, metavar="N", help="continue only the first N sequences (default: all)"
-    )
-    group.add_argument(
-        "--random-subset",
-        action="store_true",
-        help="with --num-sequences: pick N sequences at random with --seed instead of the first N",
-    )
-    group.add_argument(
-        "--miniplm-block-sequences",
-        type=int,
-        default=256,
-        metavar="N",
-        help="sequences per block, the unit of work and of resuming (default: 256)",
-    )
-    group.add_argument(
-        "--miniplm-any-tokenizer",
-        action="store_true",
-        help="accept a corpus whose tokenizer has another fingerprint; its ids must mean the same",
-    )
-    return parser
 
 
 def run(argv: Sequence[str]) -> None:

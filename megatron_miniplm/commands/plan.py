@@ -29,6 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--teacher", required=True, metavar="MODEL")
     models.add_argument("--reference", required=True, metavar="MODEL")
     models.add_argument("--student", required=True, nargs="+", metavar="MODEL")
+    _add_data(parser)
+    _add_proxy(parser)
+    _add_devices(parser)
+    parser.add_argument(
+        "--cached-bytes-per-token",
+        type=float,
+        default=CACHED_BYTES_PER_TOKEN,
+        metavar="N",
+        help="bytes per token of cached teacher logits (default: %(default)g)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     corpus = data.add_mutually_exclusive_group(required=True)
     corpus.add_argument(
@@ -82,6 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="training tokens of each student (default: one epoch of the kept data)",
     )
+
+
+def _add_proxy(parser: argparse.ArgumentParser) -> None:
     proxy = parser.add_argument_group("proxy mode (see fit-proxy)")
     proxy.add_argument(
         "--sample-fraction", type=float, metavar="F", help="fraction of the sequences that teacher and reference score"
@@ -93,6 +110,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="training sequences of fit-proxy: --proxy-steps x --proxy-batch-sequences",
     )
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
     devices = parser.add_argument_group("devices")
     peak = devices.add_mutually_exclusive_group()
     peak.add_argument(
@@ -121,14 +141,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model FLOPs utilization in scoring (default: %(default)s)",
     )
     devices.add_argument("--recompute", action="store_true", help="assume training with --recompute-granularity full")
-    parser.add_argument(
-        "--cached-bytes-per-token",
-        type=float,
-        default=CACHED_BYTES_PER_TOKEN,
-        metavar="N",
-        help="bytes per token of cached teacher logits (default: %(default)g)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
 
 
 def run(arguments: argparse.Namespace) -> None:

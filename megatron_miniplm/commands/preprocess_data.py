@@ -79,6 +79,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a Punkt model as NLTK saves it (punkt_tab); by default one is trained on the first texts",
     )
+    _add_shards(parser)
+    add_workers_argument(parser)
+    ignored = parser.add_argument_group("as Megatron's tool has them", "accepted, so that job scripts need no change")
+    ignored.add_argument("--partitions", type=int, metavar="N", help="ignored: memory is bounded anyway")
+    ignored.add_argument("--keep-sequential-samples", action="store_true", help="ignored: the order is always kept")
+    ignored.add_argument("--log-interval", type=int, metavar="N", help="ignored: progress is reported by time")
+
+
+def _add_shards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-shards", type=int, metavar="N", help="number of parts to split the input into")
     parser.add_argument(
         "--shard-by",
@@ -88,11 +97,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "affects its own part only",
     )
     parser.add_argument("--shard-index", type=int, metavar="K", help="part to process, counted from 0")
-    add_workers_argument(parser)
-    ignored = parser.add_argument_group("as Megatron's tool has them", "accepted, so that job scripts need no change")
-    ignored.add_argument("--partitions", type=int, metavar="N", help="ignored: memory is bounded anyway")
-    ignored.add_argument("--keep-sequential-samples", action="store_true", help="ignored: the order is always kept")
-    ignored.add_argument("--log-interval", type=int, metavar="N", help="ignored: progress is reported by time")
 
 
 def run(arguments: argparse.Namespace) -> None:
