@@ -12,6 +12,9 @@ CHANGED = "CHANGED since it was used"
 NOT_HERE = "not here"
 DAMAGED = "its manifest is damaged"
 REPEATED = "parents as above"
+TOO_DEEP = "its parents are not followed: too many generations"
+#: Generations that are followed. A real artifact has about ten; a manifest may name any number of others.
+MAX_GENERATIONS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class Ancestor:
 
 def trace_lineage(artifact: Path) -> Ancestor:
     """Follow the parents that the manifests name; an artifact met twice is followed once, so that cycles end."""
-    return _trace(relative_to_cwd(artifact), role="", recorded=None, followed=set())
+    return _trace(relative_to_cwd(artifact), role="", recorded=None, followed=set(), generation=0)
 
 
 def lineage_lines(artifact: Path) -> list[str]:
@@ -66,7 +69,9 @@ def relative_to_cwd(path: Path) -> Path:
     return normal.relative_to(Path.cwd()) if normal.is_relative_to(Path.cwd()) else normal
 
 
-def _trace(artifact: Path, *, role: str, recorded: Fingerprint | None, followed: set[Path]) -> Ancestor:
+def _trace(
+    artifact: Path, *, role: str, recorded: Fingerprint | None, followed: set[Path], generation: int
+) -> Ancestor:
     try:
         manifest = load_manifest(artifact)
     except InputError:
@@ -79,6 +84,9 @@ def _trace(artifact: Path, *, role: str, recorded: Fingerprint | None, followed:
     if inputs and artifact.absolute() in followed:
         notes.append(REPEATED)
         inputs = ()
+    elif inputs and generation == MAX_GENERATIONS:
+        notes.append(TOO_DEEP)
+        inputs = ()
     followed.add(artifact.absolute())
     return Ancestor(
         role=role,
@@ -88,7 +96,13 @@ def _trace(artifact: Path, *, role: str, recorded: Fingerprint | None, followed:
         fingerprint=manifest.fingerprint,
         notes=tuple(notes),
         parents=tuple(
-            _trace(parent_path(artifact, parent), role=parent.role, recorded=parent.fingerprint, followed=followed)
+            _trace(
+                parent_path(artifact, parent),
+                role=parent.role,
+                recorded=parent.fingerprint,
+                followed=followed,
+                generation=generation + 1,
+            )
             for parent in inputs
         ),
     )

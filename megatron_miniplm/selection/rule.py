@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
+import msgspec
 import numpy as np
 
 from megatron_miniplm.errors import InputError
@@ -143,7 +144,19 @@ class Rule:
             KeyError, TypeError: there are none.
             InputError: they contradict one another.
         """
-        values = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
-        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        kinds = get_type_hints(cls)
+        values = {
+            field.name: _converted(field.name, settings[field.name], kinds[field.name])
+            for field in fields(cls)
+            if field.name in settings
+        }
         measure = Measure(expression=settings["from_scores"], reduction=settings["score_reduction"])
         return cls(measure=measure, **values)
+
+
+def _converted(name: str, value: Any, kind: Any) -> Any:
+    """A value of JSON as the type of a field; raises TypeError where it is another."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise TypeError(f"{name}: {error}") from None

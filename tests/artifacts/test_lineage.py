@@ -88,3 +88,12 @@ def test_the_run_directory_can_move(tmp_path, make_artifact, monkeypatch):
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     monkeypatch.chdir(moved.parent)
     assert lineage_lines(moved / "scores")[1].startswith("  corpus: moved/corpus (scores")
+
+
+def test_a_chain_without_end_is_cut(tmp_path, make_artifact):
+    for number in range(1500):
+        make_artifact(f"a{number}", f"{number:032x}", ("corpus", f"a{number + 1}", f"{number + 1:032x}"))
+    lines = lineage_lines(tmp_path / "a0")
+    assert len(lines) == 65
+    assert lines[-1].strip().startswith("corpus: a64 ")
+    assert "too many generations" in lines[-1]

@@ -39,3 +39,12 @@ def test_settings_that_are_incomplete_or_contradict_one_another() -> None:
     del settings["from_scores"]
     with pytest.raises(KeyError, match="from_scores"):
         Rule.from_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("min_tokens", {}), ("per_domain", 1.5), ("ratio", "half"), ("keep_domains", [1])]
+)
+def test_a_setting_of_another_type_is_no_rule(name: str, value: object) -> None:
+    settings = json.loads(json.dumps(Rule(ratio=0.5, keep_domains=("a",), min_tokens=3).settings()))
+    with pytest.raises(TypeError, match=name):
+        Rule.from_settings({**settings, name: value})
