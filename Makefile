@@ -36,7 +36,7 @@ slurm-facts: $(READY)  ## facts about SLURM itself; a test asks for it when the 
 	MINIPLM_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm -m slurm_facts
 	$(BIN)/python tests/support/slurm_facts.py
 
-quickstart: $(READY)  ## the whole road on this machine, about six minutes on two cores
+quickstart: $(READY)  ## the whole road on this machine, five to six minutes on two cores
 	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/run.sh
 
 # Two pytest processes side by side: SLURM tests wait, and jobs that are killed are waited for. The log of the first is shown
