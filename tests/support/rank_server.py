@@ -540,9 +540,10 @@ def _leave(code: int) -> None:
 def main() -> None:
     sys.path[0] = str(Path(__file__).parents[2])
     path, sys.argv = sys.argv[1], ["rank_server"]
-    from megatron_miniplm.mcore import program
+    from megatron_miniplm.mcore import program, versions
 
-    program.prepare()  # maps Megatron to the CPU before any of it is imported
+    # Maps Megatron to the CPU before any of it is imported. A program checks the release again, for what it supports.
+    program.prepare(versions.PLUG_IN)
     import megatron.core.inference.engines
     import megatron.training.training  # noqa: F401
     import tensorboard.summary  # noqa: F401
