@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from megatron_miniplm.command_line import our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import (
     UNUSED_BUT_REQUIRED,
+    add_huggingface_arguments,
     longest_context_flags,
     model_flags,
     open_model,
@@ -68,15 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         metavar="FILE",
         help="write every example with its log-likelihoods to this file, as JSONL",
     )
-    group.add_argument(
-        "--load-hf",
-        type=Path,
-        metavar="MODEL",
-        help="Hugging Face model, instead of --load: a directory, or a downloaded ORG/NAME",
-    )
-    group.add_argument(
-        "--miniplm-float32", action="store_true", help="compute in float32, whatever precision --load-hf is stored in"
-    )
+    add_huggingface_arguments(group)
     group.add_argument(
         "--include-path",
         type=Path,

@@ -28,6 +28,7 @@ from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.command_line import our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import (
     UNUSED_BUT_REQUIRED,
+    add_huggingface_arguments,
     check_prefixes,
     longest_context_flags,
     model_flags,
@@ -53,15 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="prefixes of the corpus, or directories of views",
     )
     group.add_argument("--output-prefix", type=Path, required=True, metavar="PREFIX", help="prefix of the new corpus")
-    group.add_argument(
-        "--load-hf",
-        type=Path,
-        metavar="MODEL",
-        help="Hugging Face model, instead of --load: a directory, or a downloaded ORG/NAME",
-    )
-    group.add_argument(
-        "--miniplm-float32", action="store_true", help="compute in float32, whatever precision --load-hf is stored in"
-    )
+    add_huggingface_arguments(group)
     _add_continuation(group)
     group.add_argument(
         "--num-sequences", type=int, metavar="N", help="continue only the first N sequences (default: all)"

@@ -72,6 +72,19 @@ def add_counting_arguments(group: "argparse._ArgumentGroup") -> None:
     )
 
 
+def add_huggingface_arguments(group: "argparse._ArgumentGroup") -> None:
+    """The model, where it is not a Megatron checkpoint, and the precision that it is computed in."""
+    group.add_argument(
+        "--load-hf",
+        type=Path,
+        metavar="MODEL",
+        help="Hugging Face model, instead of --load: a directory, or a downloaded ORG/NAME",
+    )
+    group.add_argument(
+        "--miniplm-float32", action="store_true", help="compute in float32, whatever precision --load-hf is stored in"
+    )
+
+
 def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     """What `score-corpus`, `fit-proxy` and `evaluate-lm` say of the model, the corpus and how they meet."""
     group.add_argument(
@@ -81,17 +94,7 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
         metavar="PREFIX",
         help="prefixes of the corpus, or directories of views",
     )
-    group.add_argument(
-        "--load-hf",
-        type=Path,
-        metavar="MODEL",
-        help="Hugging Face model, instead of --load: a directory, or a downloaded ORG/NAME",
-    )
-    group.add_argument(
-        "--miniplm-float32",
-        action="store_true",
-        help="compute in float32, whatever precision --load-hf is stored in",
-    )
+    add_huggingface_arguments(group)
     group.add_argument(
         "--miniplm-block-sequences",
         type=int,
