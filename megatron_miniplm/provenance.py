@@ -11,7 +11,8 @@ from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.corpus.readers import read_document
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, source_sequence
+from megatron_miniplm.indexed.sidecar import Sidecar
+from megatron_miniplm.indexed.source import data_prefix, source_sequence
 
 if TYPE_CHECKING:
     from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_miniplm.artifacts.atomic import write_text
-from megatron_miniplm.artifacts.manifest import is_prefix
+from megatron_miniplm.artifacts.manifest import is_prefix, manifest_path
 from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 
@@ -44,6 +44,8 @@ def require_readable(*paths: Path) -> None:
 
 def expand_prefixes(paths: Sequence[str | Path]) -> list[Path]:
     """Prefixes as given; a directory with a `data_args.txt` stands for the prefixes in it.
+
+    A prefix that moved with its directory is found there, although the `data_args.txt` still has its old path.
 
     Raises:
         InputError: a directory has no `data_args.txt`, or a prefix stands twice.
@@ -85,6 +87,10 @@ def _prefixes_of_directory(directory: Path) -> list[Path]:
     path = directory / DATA_ARGS
     if not path.exists():
         raise InputError(f"{directory} is a directory without {DATA_ARGS}: give prefixes, or a split or selection")
+    return [_moved_prefix(directory, prefix) or prefix for prefix in _read_prefixes(path)]
+
+
+def _read_prefixes(path: Path) -> list[Path]:
     try:
         with open_regular(path) as stream:
             words = stream.read().decode("utf-8").split()
@@ -97,3 +103,27 @@ def _prefixes_of_directory(directory: Path) -> list[Path]:
     if not all(Path(prefix).name for prefix in words[1::2]):
         raise CorruptArtifactError(f"{path} names a directory for a prefix: make the directory again")
     return [Path(prefix) for prefix in words[1::2]]
+
+
+def require_listed_prefixes(data_args: Path) -> None:
+    """Refuse a `data_args.txt` of ours that names a prefix that is not there: it was moved, or its corpus was.
+
+    Raises:
+        InputError: names the first such prefix, and how to write a new list.
+        CorruptArtifactError: the file is not a list of weights and prefixes.
+    """
+    if not manifest_path(data_args.parent).exists():
+        return  # a user's own list
+    for prefix in _read_prefixes(data_args):
+        if not is_prefix(prefix):
+            inputs = data_args.parent if _moved_prefix(data_args.parent, prefix) else "PREFIX ..."
+            raise InputError(
+                f"{data_args} names {prefix}, which does not exist. If it was moved, write a new list: miniplm "
+                f"merge-datasets --input {inputs} --as-data-args NEW_DIRECTORY"
+            )
+
+
+def _moved_prefix(directory: Path, prefix: Path) -> Path | None:
+    """The prefix of this name in the directory, if there is none at its own path."""
+    here = directory / prefix.name
+    return here if not is_prefix(prefix) and is_prefix(here) else None

@@ -15,6 +15,14 @@ READABLE_VERSIONS = (2, FORMAT_VERSION)
 IDENTITY = "identity.json"
 #: Settings that readers compute with, where they are there.
 _SETTING_TYPES = {"quantity": (str,), "sample_fraction": (int, float), "sample_seed": (int,)}
+#: Settings of `score-corpus` and the flags that set them.
+_FLAGS = {
+    "block_sequences": "--miniplm-block-sequences",
+    "context_tokens": "--seq-length",
+    "overlap_tokens": "--miniplm-window-overlap",
+    "sample_fraction": "--sample-fraction",
+    "sample_seed": "--sample-seed",
+}
 
 
 def identity_bytes(identity: dict[str, Any]) -> bytes:
@@ -83,10 +91,12 @@ def require_equal(directory: Path, there: dict[str, Any], here: dict[str, Any]) 
 
 
 def _difference(there: Any, here: Any) -> str:
-    """The first value that differs, in a few words."""
+    """The first value that differs, in a few words; a setting by its flag."""
     if isinstance(there, dict) and isinstance(here, dict):
-        key = next(key for key in {**there, **here} if there.get(key) != here.get(key))
-        return f"{key}: {_difference(there.get(key), here.get(key))}"
+        # The size of a block follows from the other settings unless it was given: one of these is the reason.
+        keys = sorted({**there, **here}, key=lambda key: key == "block_sequences")
+        key = next(key for key in keys if there.get(key) != here.get(key))
+        return f"{_FLAGS.get(key, key)}: {_difference(there.get(key), here.get(key))}"
     if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
         return next(_difference(a, b) for a, b in zip(there, here, strict=True) if a != b)
     if isinstance(there, list) and isinstance(here, list):

@@ -154,7 +154,8 @@ def _described(parts: list["Part"], refinement: "Refinement | None") -> list[dic
 def _source(path: str, sequence: int) -> dict[str, Any]:
     """Where the text of a sequence comes from, if its corpus says so."""
     from megatron_miniplm.indexed import IndexedCorpus
-    from megatron_miniplm.indexed.sidecar import Sidecar, source_sequence
+    from megatron_miniplm.indexed.sidecar import Sidecar
+    from megatron_miniplm.indexed.source import source_sequence
 
     try:
         corpus = IndexedCorpus.open(path)

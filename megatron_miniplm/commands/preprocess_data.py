@@ -16,6 +16,7 @@ given again, the same command keeps what is finished and makes the rest.
 """
 
 import argparse
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ from megatron_miniplm.errors import InputError
 
 if TYPE_CHECKING:
     from megatron_miniplm.corpus.build import Shard
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +124,8 @@ def run(arguments: argparse.Namespace) -> None:
     shards = choose_shards(arguments.num_shards, arguments.shard_index, os.environ, arguments.shard_by == "files")
     for prefix, manifest in build_corpus(settings, num_workers=num_workers, shards=shards).items():
         print(f"{prefix}: {describe_counts(manifest.counts, arguments.chunk_length)}")
+        if not manifest.counts["num_tokens"]:
+            logger.warning("warning: %s has no tokens: its part of the input holds no text", prefix)
 
 
 def describe_counts(counts: dict[str, int], chunk_length: int | None) -> str:

@@ -19,7 +19,8 @@ from megatron_miniplm.artifacts.manifest import is_prefix
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, sidecar_path
+from megatron_miniplm.indexed.sidecar import Sidecar, sidecar_path
+from megatron_miniplm.indexed.source import data_prefix
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,8 @@ from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import idx_path
 from megatron_miniplm.indexed.locking import prefix_lock
 from megatron_miniplm.indexed.reader import IndexedCorpus, fingerprint_of
-from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, data_prefix, sidecar_path
+from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, sidecar_path
+from megatron_miniplm.indexed.source import data_prefix
 from megatron_miniplm.indexed.writer import IndexedWriter
 from megatron_miniplm.progress import Progress
 

@@ -7,7 +7,6 @@ A view has no sidecar of its own: its pointers lead into its source's data, and 
 """
 
 import os
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
@@ -24,7 +23,6 @@ from megatron_miniplm.artifacts.manifest import checksum_of
 from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.indexed.layout import bin_path, idx_path
 from megatron_miniplm.indexed.pieces import NO_DOMAIN, Pieces
 from megatron_miniplm.indexed.sidecar_rows import (
     IDENTIFYING,
@@ -33,6 +31,7 @@ from megatron_miniplm.indexed.sidecar_rows import (
     mismatch_of_sequence,
     mismatch_of_some,
 )
+from megatron_miniplm.indexed.source import data_prefix
 
 SUFFIX = ".documents.parquet"
 #: 2 has a CRC-32 in every page header, which readers verify; else it is 1.
@@ -327,53 +326,6 @@ def find_mismatch(
 
 
 _REMEDY = "copy it again, or preprocess again"
-
-
-def data_prefix(prefix: Path) -> Path:
-    """The prefix whose `.bin` holds the tokens: a view's source, else the prefix itself."""
-    data = bin_path(prefix)
-    if not data.is_symlink():
-        return prefix
-    source = data.resolve().with_suffix("")
-    # A store by content (Hugging Face's cache, git-annex, DVC) links both files to names that are no pair.
-    is_stored_by_content = idx_path(prefix).is_symlink() and not idx_path(source).exists()
-    return prefix if is_stored_by_content else source
-
-
-def source_sequences(view: IndexedCorpus) -> np.ndarray:
-    """For each sequence of a view, its index in the corpus that holds the data, int64; of a corpus, 0 .. N - 1.
-
-    Raises:
-        InputError: the index of that corpus is not beside its data.
-        CorruptArtifactError: a sequence of the view is none of the corpus's.
-    """
-    if not view.is_view:
-        return np.arange(len(view), dtype=np.int64)
-    source = IndexedCorpus.open(data_prefix(view.prefix))
-    return _checked(view, slice(None), source, np.searchsorted(source.pointers_N, view.pointers_N))
-
-
-def source_sequence(view: IndexedCorpus, sequence: int) -> int:
-    """One of `source_sequences`, in time and memory that do not grow with the corpus."""
-    if not view.is_view:
-        return sequence
-    source = IndexedCorpus.open(data_prefix(view.prefix))
-    found = bisect_left(source.pointers_N, view.pointers_N[sequence])
-    return int(_checked(view, slice(sequence, sequence + 1), source, np.array([found]))[0])
-
-
-def _checked(view: IndexedCorpus, part: slice, source: IndexedCorpus, found_K: np.ndarray) -> np.ndarray:
-    """The sequences of a source at which K of a view were looked for, int64, if they are there."""
-    found_K = np.minimum(found_K, max(0, len(source) - 1)).astype(np.int64)
-    pointers_K, lengths_K = view.pointers_N[part], view.lengths_N[part]
-    wrong = (source.pointers_N[found_K] != pointers_K) | (source.lengths_N[found_K] != lengths_K)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise CorruptArtifactError(
-            f"{view.prefix}: sequence {(part.start or 0) + first} at byte {pointers_K[first]} is no sequence of "
-            f"{source.prefix}: the view was made of another corpus; make it again"
-        )
-    return found_K
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -23,6 +23,7 @@ from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.gpt_dataset import GPTDataset
 from megatron.core.datasets.utils import Split, normalize
 
+from megatron_miniplm.artifacts.data_args import require_listed_prefixes
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.program import say_once
 from megatron_miniplm.training.document_index import IndexSettings, NothingToTrainOnError, build_indices
@@ -51,6 +52,8 @@ def refined_class(cls: Any, config: Any) -> Any:
     refinement = refinement_of_run(args)
     if args is not None:
         check_resumed_run(args, refinement)
+        if data_args := getattr(args, "data_args_path", None):
+            require_listed_prefixes(Path(data_args))
     if refinement is None:
         _refuse_idle_flags(args)
         return cls

@@ -1,5 +1,6 @@
 """What Megatron can read of `data_args.txt`, and what is refused before it is written."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ from megatron_miniplm.artifacts.data_args import (
     DATA_ARGS,
     expand_prefixes,
     prefixes_of,
+    require_listed_prefixes,
     require_readable,
     write_data_args,
 )
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
+from megatron_miniplm.indexed.materialize import materialize
+from megatron_miniplm.indexed.merge import blend_prefixes
 
 
 def test_prefixes_are_read_back_in_their_order_without_those_that_are_empty(tmp_path: Path) -> None:
@@ -21,6 +25,45 @@ def test_prefixes_are_read_back_in_their_order_without_those_that_are_empty(tmp_
     write_data_args(tmp_path, [(3, corpora[0].prefix), (0, tmp_path / "empty"), (3, corpora[1].prefix)])
     assert (tmp_path / "data_args.txt").read_text() == f"3 {tmp_path}/b\n3 {tmp_path}/a\n"
     assert expand_prefixes([tmp_path]) == [tmp_path / "b", tmp_path / "a"]
+
+
+def test_prefixes_that_moved_with_their_list_are_found_there(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    prefixes = [write_corpus(old / name, [[1, 2, 3]]).prefix for name in ("a", "b")]
+    write_data_args(old, [(3, prefix) for prefix in prefixes])
+    copied = shutil.copytree(old, new)
+    assert expand_prefixes([copied]) == prefixes
+    shutil.rmtree(old)
+    assert expand_prefixes([new]) == [new / "a", new / "b"]
+
+
+def test_training_is_told_of_a_list_that_was_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Megatron itself looks for the old paths; the command of the message makes a list that it can read."""
+    corpora = [write_corpus(tmp_path / "corpora" / name, [[1, 2, 3]]) for name in ("a", "b")]
+    blend_prefixes([corpus.prefix for corpus in corpora], tmp_path / "blend")
+    materialize([tmp_path / "blend"], tmp_path / "old")
+    require_listed_prefixes(tmp_path / "old" / DATA_ARGS)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    with pytest.raises(InputError, match=rf"new/data_args.txt names {tmp_path}/old/a, which does not exist") as raised:
+        require_listed_prefixes(tmp_path / "new" / DATA_ARGS)
+    command = str(raised.value).partition("write a new list: miniplm ")[2].replace("NEW_DIRECTORY", f"{tmp_path}/list")
+    assert run_tool(command.split()[0], command.split()[1:]) == 0
+    capsys.readouterr()
+    assert (tmp_path / "list" / DATA_ARGS).read_text() == f"3 {tmp_path}/new/a\n3 {tmp_path}/new/b\n"
+    require_listed_prefixes(tmp_path / "list" / DATA_ARGS)
+
+
+def test_a_corpus_that_moved_away_from_its_list_is_named(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpora" / "a", [[1, 2, 3]])
+    blend_prefixes([corpus.prefix], tmp_path / "blend")
+    shutil.move(tmp_path / "corpora", tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"corpora/a, which does not exist.*--input PREFIX \.\.\. --as-data-args"):
+        require_listed_prefixes(tmp_path / "blend" / DATA_ARGS)
+
+
+def test_lists_of_the_users_are_megatrons_business(tmp_path: Path) -> None:
+    (tmp_path / DATA_ARGS).write_text("somewhere/a somewhere/b s3://bucket/c\n")
+    require_listed_prefixes(tmp_path / DATA_ARGS)
 
 
 @pytest.mark.parametrize("name", ["my data", "tab\there", "line\nbreak", "no\u00a0break", "ideographic\u3000space"])

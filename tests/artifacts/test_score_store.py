@@ -136,7 +136,15 @@ def test_without_the_manifest_a_store_is_incomplete(finished: ScoreStore) -> Non
         (lambda i: i["corpus"].append(i["corpus"][0]), r"another corpus \(1 prefixes there, 2 here\)"),
         (
             lambda i: i["settings"].update(context_tokens=32),
-            r"another settings \(context_tokens: 64 there, 32 here\)",
+            r"another settings \(--seq-length: 64 there, 32 here\)",
+        ),
+        (  # the default size of a block follows from the context
+            lambda i: i["settings"].update(block_sequences=2, context_tokens=32),
+            r"another settings \(--seq-length: 64 there, 32 here\)",
+        ),
+        (
+            lambda i: i["settings"].update(block_sequences=2),
+            r"another settings \(--miniplm-block-sequences: 3 there, 2 here\)",
         ),
         (lambda i: i["settings"].update(new=1), r"another settings \(new: None there, 1 here\)"),
     ],
@@ -511,7 +519,7 @@ def test_a_run_without_blocks_is_started_anew(store: ScoreStore, identity: dict[
     stranger = copy.deepcopy(identity)
     stranger["settings"]["context_tokens"] = 32
     assert ScoreStore.create_or_resume(store.directory, stranger).identity == stranger
-    with pytest.raises(FingerprintMismatchError, match="context_tokens: 32 there, 64 here"):
+    with pytest.raises(FingerprintMismatchError, match="--seq-length: 32 there, 64 here"):
         store.write_block(0, np.ones(3), np.ones(3))
     assert not store.has_block(0)
 
@@ -521,7 +529,7 @@ def test_a_run_that_works_on_its_first_block_is_not_started_anew(store: ScoreSto
     stranger["settings"]["context_tokens"] = 32
     with Claims(store.directory) as claims:
         assert claims.claim(0, is_done=store.has_block)
-        with pytest.raises(FingerprintMismatchError, match="context_tokens: 64 there, 32 here"):
+        with pytest.raises(FingerprintMismatchError, match="--seq-length: 64 there, 32 here"):
             ScoreStore.create_or_resume(store.directory, stranger)
 
 

@@ -101,6 +101,14 @@ def test_errors_are_one_line_and_publish_nothing(
     assert not Path("out").exists() or not list(Path("out").iterdir())
 
 
+@pytest.mark.parametrize("lines", ["", '{"text": ""}\n'])
+def test_a_corpus_without_a_token_is_warned_of(lines: str, caplog: pytest.LogCaptureFixture) -> None:
+    train("bpe", "--vocab-size", "280")
+    Path("none.jsonl").write_text(lines)
+    assert main(preprocess("HuggingFaceTokenizer", "bpe", "--input", "none.jsonl")) == 0
+    assert "warning: out/corpus_text_document has no tokens" in caplog.text
+
+
 def test_flags_of_megatrons_tool_that_change_nothing_are_accepted() -> None:
     train("bpe", "--vocab-size", "280")
     assert main(preprocess("HuggingFaceTokenizer", "bpe", prefix="plain/corpus")) == 0

@@ -24,9 +24,8 @@ from megatron_miniplm.indexed.sidecar import (
     fill_domains_and_bytes,
     find_mismatch,
     sidecar_path,
-    source_sequence,
-    source_sequences,
 )
+from megatron_miniplm.indexed.source import data_prefix, source_sequence, source_sequences
 
 LENGTHS_N = np.array([3, 5, 2, 7], np.int32)
 TOKENS_T = np.arange(100, 117, dtype=np.uint16)
@@ -343,15 +342,33 @@ def test_fuzz(pristine: tuple[IndexedCorpus, bytes], data: st.DataObject) -> Non
         Sidecar.of(corpus).pieces_of(1)  # type: ignore[union-attr]
 
 
-def test_a_store_by_content_keeps_its_sidecar(corpus: IndexedCorpus, tmp_path: Path) -> None:
+def stored_by_content(corpus: IndexedCorpus, tmp_path: Path) -> IndexedCorpus:
     """As Hugging Face's cache, git-annex and DVC lay files out: each is a link to a name made of its content."""
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshot").mkdir()
     for number, path in enumerate(sorted(corpus.prefix.parent.glob(f"{corpus.prefix.name}.*"))):
         (tmp_path / "blobs" / f"{number:064x}").write_bytes(path.read_bytes())
         (tmp_path / "snapshot" / path.name).symlink_to(f"../blobs/{number:064x}")
-    linked = IndexedCorpus.open(tmp_path / "snapshot" / corpus.prefix.name)
-    found, expected = Sidecar.of(linked), Sidecar.of(corpus)
+    return IndexedCorpus.open(tmp_path / "snapshot" / corpus.prefix.name)
+
+
+def test_a_store_by_content_keeps_its_sidecar(corpus: IndexedCorpus, tmp_path: Path) -> None:
+    found, expected = Sidecar.of(stored_by_content(corpus, tmp_path)), Sidecar.of(corpus)
     assert found is not None
     assert expected is not None
     assert found.pieces_of(2) == expected.pieces_of(2)
+
+
+def test_a_view_of_a_store_by_content_finds_its_sidecar(corpus: IndexedCorpus, tmp_path: Path) -> None:
+    """The view's data is a blob, whose name says nothing of the corpus: the manifests do, through a view of a view."""
+    linked = stored_by_content(corpus, tmp_path)
+    view = write_view(linked, np.array([2, 1]), tmp_path / "views", label="some", settings={})
+    again = write_view(IndexedCorpus.open(view), np.array([1, 0]), tmp_path / "more", label="some", settings={})
+    for prefix, places in ((view, [2, 1]), (again, [1, 2])):
+        of_view = IndexedCorpus.open(prefix)
+        assert data_prefix(prefix) == linked.prefix
+        assert source_sequences(of_view).tolist() == places
+        found, expected = Sidecar.of(of_view), Sidecar.of(corpus)
+        assert found is not None
+        assert expected is not None
+        assert found.pieces_of(places[0]) == expected.pieces_of(places[0])

@@ -20,7 +20,7 @@ from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
-from megatron_miniplm.indexed.sidecar import source_sequences
+from megatron_miniplm.indexed.source import source_sequences
 from megatron_miniplm.progress import Progress
 
 Pool = WorkerPool[Any, tuple[np.ndarray, np.ndarray]]

@@ -12,7 +12,8 @@ from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, Tokeniz
 from megatron_miniplm.corpus.units import MAX_LINE_BYTES
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, sidecar_path
+from megatron_miniplm.indexed.sidecar import Sidecar, sidecar_path
+from megatron_miniplm.indexed.source import data_prefix
 
 #: Settings of a corpus that stay true in another tokenizer.
 _KEPT_SETTINGS = ("json_key", "sequence", "append_eod", "id_key", "domain_key")

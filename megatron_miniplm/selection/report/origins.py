@@ -11,7 +11,8 @@ from megatron_miniplm.artifacts.selections import SelectedPrefix
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.pieces import NO_DOMAIN
-from megatron_miniplm.indexed.sidecar import Sidecar, data_prefix, source_sequences
+from megatron_miniplm.indexed.sidecar import Sidecar
+from megatron_miniplm.indexed.source import data_prefix, source_sequences
 from megatron_miniplm.selection.report.kept import KeptCursor
 from megatron_miniplm.selection.report.tally import Counts
 
