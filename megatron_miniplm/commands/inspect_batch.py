@@ -153,6 +153,7 @@ def _described(parts: list["Part"], refinement: "Refinement | None") -> list[dic
 
 def _source(path: str, sequence: int) -> dict[str, Any]:
     """Where the text of a sequence comes from, if its corpus says so."""
+    from megatron_miniplm.artifacts.lineage import relative_to_cwd
     from megatron_miniplm.indexed import IndexedCorpus
     from megatron_miniplm.indexed.sidecar import Sidecar
     from megatron_miniplm.indexed.source import source_sequence
@@ -165,8 +166,15 @@ def _source(path: str, sequence: int) -> dict[str, Any]:
     if sidecar is None:
         return {}
     rows = sidecar.pieces_of(source_sequence(corpus, sequence))
-    keys = ("source", "position", "id", "domain")
-    return {"documents": [{key: row[key] for key in keys} for row in rows]}
+    return {
+        "documents": [
+            {
+                "source": str(relative_to_cwd(sidecar.source_path(row["source"]))),
+                **{key: row[key] for key in ("position", "id", "domain")},
+            }
+            for row in rows
+        ]
+    }
 
 
 def _scores(refined: "RefinedPrefix | None", stores: dict[str, "ScoreStore"], sequence: int) -> dict[str, Any]:
@@ -223,5 +231,6 @@ def _print(found: dict[str, Any], num_characters: int) -> None:
         print("\n" + " · ".join(parts))
         for document in entry.get("documents", []):
             domain = f" [{document['domain']}]" if document["domain"] else ""
-            print(f"  from {document['source']} at {document['position']}{domain}")
+            unit = "row" if document["source"].endswith(".parquet") else "byte"
+            print(f"  from {document['source']}, {unit} {document['position']:,} of the text{domain}")
         print("  " + printable(json.dumps(entry["text"][:num_characters], ensure_ascii=False), one_line=True))

@@ -13,6 +13,8 @@ from megatron_runs import REPOSITORY, error_lines, run
 from refined_runs import ScoredCorpora, training_command, write_scored_corpora
 
 from megatron_miniplm.artifacts.selections import Selection
+from megatron_miniplm.cli import run_tool
+from megatron_miniplm.commands.inspect_batch import _source
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.training.consumed import samples_of_iteration
 
@@ -67,6 +69,24 @@ def test_the_sequences_that_a_run_has_read(scored: ScoredCorpora, tmp_path: Path
     assert table.returncode == 0, table.stderr[-4000:]
     assert table.stdout.startswith(f"iteration {ITERATION}: consumed samples 16 to 20, 260 tokens\n")
     assert table.stdout.count("\nsample ") == len(found["sequences"])
+
+
+def test_the_source_of_a_sequence_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any working directory; the position is where the document's line begins."""
+    text, lines = tmp_path / "raw" / "text.jsonl", [json.dumps({"text": f"{number} 7"}) for number in (11, 12, 13)]
+    text.parent.mkdir()
+    text.write_text("\n".join(lines))
+    (tmp_path / "elsewhere").mkdir()
+    tokenizer = ["--tokenizer-type", "NullTokenizer", "--vocab-size", "99"]
+    assert (
+        run_tool("preprocess-data", ["--input", str(text), "--output-prefix", str(tmp_path / "corpus/c"), *tokenizer])
+        == 0
+    )
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (document,) = _source(str(tmp_path / "corpus" / "c_text_document"), 2)["documents"]
+    with open(document["source"], "rb") as stream:
+        stream.seek(document["position"])
+        assert json.loads(stream.readline()) == {"text": "13 7"}
 
 
 def test_without_a_global_batch_size(scored: ScoredCorpora) -> None:
