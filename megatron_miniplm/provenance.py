@@ -15,7 +15,7 @@ from megatron_miniplm.indexed.sidecar import Sidecar
 from megatron_miniplm.indexed.source import data_prefix, source_sequence
 
 if TYPE_CHECKING:
-    from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
+    from megatron_miniplm.corpus.tokenization.settings import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from megatron_miniplm.terminal import printable_json
 
 if TYPE_CHECKING:
     from megatron_miniplm.artifacts.selections import Selection
-    from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
+    from megatron_miniplm.corpus.tokenization.settings import TextEncoder
     from megatron_miniplm.selection.explain import Explanation
 
 #: Characters that are shown of each document's text.

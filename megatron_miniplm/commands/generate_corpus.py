@@ -162,7 +162,8 @@ def _end_of_document(args: argparse.Namespace, model: "HuggingFaceModel | None")
     """The token that ends a continuation; None if there is none. For rank 0."""
     from megatron.training import get_tokenizer
 
-    from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings, make_encoder
+    from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
+    from megatron_miniplm.corpus.tokenization.tokenizers import make_encoder
 
     if args.eod_token_id is not None:
         return args.eod_token_id if args.eod_token_id >= 0 else None

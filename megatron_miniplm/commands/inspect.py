@@ -25,7 +25,7 @@ from megatron_miniplm.progress import Progress
 from megatron_miniplm.terminal import printable, printable_json
 
 if TYPE_CHECKING:
-    from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
+    from megatron_miniplm.corpus.tokenization.settings import TextEncoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from megatron.training import get_tokenizer
 
-from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import make_encoder
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore import models, program
 from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from megatron_miniplm.errors import InputError
 
 if TYPE_CHECKING:
-    from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings
+    from megatron_miniplm.corpus.tokenization.settings import TextEncoder, TokenizerSettings
 
 TYPES_TEXT = (
     "HuggingFaceTokenizer, SentencePieceTokenizer, GPTSentencePieceTokenizer, Llama2Tokenizer, TikTokenizer, "
@@ -89,7 +89,7 @@ def decoder_of(arguments: argparse.Namespace) -> "TextEncoder | None":
 
 def tokenizer_settings(arguments: argparse.Namespace) -> "TokenizerSettings":
     """What `add_tokenizer_arguments` has read."""
-    from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
+    from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 
     return TokenizerSettings(
         tokenizer_type=arguments.tokenizer_type,

@@ -29,7 +29,8 @@ from megatron_miniplm.corpus.output import KeyOutput
 from megatron_miniplm.corpus.readers import LineCounter, Rejected, UnitReader
 from megatron_miniplm.corpus.sentences import SentenceModel
 from megatron_miniplm.corpus.sources import UNIT_BYTES, Source, expand_inputs, shard_spans, whole_span
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder, TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import make_encoder
 from megatron_miniplm.corpus.units import MAX_LINE_BYTES, Unit, units_of
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError

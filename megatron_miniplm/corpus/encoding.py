@@ -8,7 +8,7 @@ from megatron_miniplm.corpus.chunking import gather, pack_documents
 from megatron_miniplm.corpus.fields import Fields
 from megatron_miniplm.corpus.readers import Rejected, UnitReader
 from megatron_miniplm.corpus.sentences import SentenceModel
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder
 from megatron_miniplm.corpus.units import MAX_LINE_BYTES, Unit
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.layout import LENGTH_DTYPE, optimal_dtype

@@ -8,7 +8,7 @@
 | `huggingface` | Hugging Face model directories, in both directions |
 | `patching` | one replaced attribute: where, for which line, and whether it still looks as expected |
 | `inference_emulation` | what `megatron.core.inference` needs beside |
-| `identity`, `replica`, `stopping` | jobs in which a model reads a corpus: what both are, who shares work, signals |
+| `identity`, `replica` | jobs in which a model reads a corpus: what both are, who shares work, signals |
 | `packed_attention` | packed rows for layers without Transformer Engine |
 | `program` | start of every Megatron program of ours: device, flags, process groups, errors to exit codes |
 | `models` | build and load a model through Megatron's builders |

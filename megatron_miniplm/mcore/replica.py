@@ -3,15 +3,21 @@
 Without expert parallelism a replica is TP x PP ranks, and there are DP of them. Experts are spread over ranks that are
 data-parallel for everything else, so with EP a replica has several *lanes*: each takes its share of the rows, all take
 equally many, and their sums are added. Replicas need nothing from one another while they score.
+A signal to one rank, or an error on one, stops all of them once every replica has heard of it (`Stopping`).
 """
 
+import signal
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from megatron.core import mpu
+from torch.distributed.distributed_c10d import _get_default_store
+
+from megatron_miniplm.errors import STOP_SIGNALS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +94,37 @@ def _max(value: int, group: Any) -> int:
 def _device() -> Any:
     """The CPU under emulation, else this rank's GPU: where the process groups' backend wants its tensors."""
     return torch.cuda.current_device()
+
+
+_KEY = "miniplm/stop"
+
+
+class StopRequest:
+    """Remembers a stop signal and passes it on to all ranks, through the store of torch's rendezvous.
+
+    Asking costs one short message: replicas run at their own pace, so there is no collective that all could meet in.
+
+    Attributes:
+        came_by_signal: whether this very process got a signal.
+    """
+
+    def __init__(self) -> None:
+        self.came_by_signal = False
+        self._is_known = False
+        self._store = _get_default_store()
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.came_by_signal = True
+
+    def make(self) -> None:
+        """Ask all ranks to stop, without a signal: this one cannot go on."""
+        self._store.set(_KEY, "1")
+        self._is_known = True
+
+    def is_made(self) -> bool:
+        """Whether any rank was told to stop."""
+        if self.came_by_signal and not self._is_known:
+            self.make()
+        return self._is_known or bool(self._store.check([_KEY]))

@@ -20,7 +20,7 @@ from megatron_miniplm.artifacts.claims import Claims, Handout
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 from megatron_miniplm.errors import MiniPLMError, NonFiniteScoreError, unusable_path
 from megatron_miniplm.indexed.pool import Pool
-from megatron_miniplm.mcore.stopping import StopRequest
+from megatron_miniplm.mcore.replica import StopRequest
 from megatron_miniplm.scoring.feed import BlockSums
 from megatron_miniplm.scoring.rows import BlockRows
 from megatron_miniplm.scoring.scorer import Scorer

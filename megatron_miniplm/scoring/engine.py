@@ -22,7 +22,7 @@ from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.pool import Pool
 from megatron_miniplm.mcore import models, program
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
-from megatron_miniplm.mcore.stopping import StopRequest
+from megatron_miniplm.mcore.replica import StopRequest
 from megatron_miniplm.scoring.dispatch import Dispatch
 from megatron_miniplm.scoring.finishing import finish_in_turn, missing_at_start
 from megatron_miniplm.scoring.identity import identity_of

@@ -2,11 +2,9 @@
 
 flags           ours, beside Megatron's                                                      argparse
 plugin          the patches of Megatron, in one table                                        megatron, lazily
-schedule        `0:1.0,50000:0.5` -> phases                                                  pure
 refinement      flags and selections -> the sequences of an epoch, their weights             numpy
-document_index  sequences -> the arrays by which `GPTDataset` finds its samples              pure
-prefix_checks   intact views, caches that are not stale, around Megatron's builder           megatron
-index_cache     these on disk, whole, by one process at a time                               disk
+document_index  sequences, phases -> the arrays by which `GPTDataset` finds its samples      pure
+index_cache     these on disk, whole, by one process at a time; intact views                 megatron
 dataset         `DifferenceSampledGPTDataset`, built by Megatron's builder                   megatron
 step            loss weights, distillation and statistics around a script's own loss         megatron
 consumed        which samples a step has read, from the flags alone                          megatron

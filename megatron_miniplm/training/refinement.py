@@ -13,7 +13,7 @@ from megatron_miniplm.artifacts.selections import SelectedPrefix, Selection, cop
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.hashing import perturbed
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.training.schedule import WHOLE_RUN, Phase, phases_of
+from megatron_miniplm.training.document_index import WHOLE_RUN, Phase, phases_of
 
 OBJECT_STORAGE = ("s3://", "msc://")
 _CHUNK_SEQUENCES = 1 << 22

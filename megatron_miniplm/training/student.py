@@ -1,5 +1,7 @@
 """What `megatron.training.pretrain` asks of a GPT program: datasets, a forward step and a loss."""
 
+import argparse
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,8 +17,8 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore import program
 from megatron_miniplm.mcore.batches import next_batch
 from megatron_miniplm.mcore.models import model_provider
+from megatron_miniplm.mcore.patching import Patch
 from megatron_miniplm.training.provider import train_valid_test_datasets_provider
-from megatron_miniplm.training.validation import validate_in_micro_batches
 
 LossReport = dict[str, torch.Tensor]
 
@@ -99,3 +101,53 @@ def loss_func(loss_mask: torch.Tensor, token_losses: torch.Tensor) -> tuple[torc
             )
     report = torch.cat([loss.detach().reshape(1), num_tokens.reshape(1)])
     return loss, num_tokens, {"lm loss": report}
+
+
+def validate_in_micro_batches(args: argparse.Namespace) -> None:
+    """Let `--full-validation` use `--eval-micro-batch-size`.
+
+    Its sampler's batches hold one sample each (training/datasets/data_samplers.py:242 in megatron-core 0.19.2). Small
+    models spend most of such a validation outside their matrix products: the quickstart's took as long as thirty
+    training steps. Sums of losses and token counts are the same for any batches.
+
+    Nothing changes with tensor or pipeline parallelism: there, ranks expect whole micro-batches, and the last one may
+    be smaller.
+    """
+    if args.full_validation and args.tensor_model_parallel_size == args.pipeline_model_parallel_size == 1:
+        Patch(
+            "megatron.training.datasets.data_samplers:MegatronFullValidationSampler",
+            lambda original: _in_batches(original, args.eval_micro_batch_size),
+            "full validation: training/datasets/data_samplers.py:44, which reads one sample at a time",
+            ("total_samples", "data_parallel_rank", "data_parallel_size"),
+        ).apply()
+
+
+def batch_size(num_samples: int, *, num_ranks: int, at_most: int) -> int:
+    """The largest number of samples per batch that gives all data-parallel ranks equally many batches.
+
+    Megatron lets a rank that runs out of batches start over, and would count those samples twice. Where no size avoids
+    that, the result is 1, as in Megatron.
+
+    Args:
+        num_samples: of the validation set; rank r has samples r, r + num_ranks, ...
+        num_ranks: data-parallel ranks.
+        at_most: the micro-batch size.
+    """
+    fewest, most = num_samples // num_ranks, -(-num_samples // num_ranks)
+    return next((size for size in range(at_most, 1, -1) if -(-fewest // size) == -(-most // size)), 1)
+
+
+def _in_batches(sampler: Any, micro_batch_size: int) -> Any:
+    class MicroBatchSampler(sampler):
+        def __init__(self, total_samples: int, data_parallel_rank: int, data_parallel_size: int) -> None:
+            super().__init__(total_samples, data_parallel_rank, data_parallel_size)
+            self.micro_batch_size = batch_size(total_samples, num_ranks=data_parallel_size, at_most=micro_batch_size)
+
+        def __len__(self) -> int:
+            return -(-super().__len__() // self.micro_batch_size)
+
+        def __iter__(self) -> Iterator[list[int]]:
+            samples = (sample for batch in super().__iter__() for sample in batch)
+            return map(list, itertools.batched(samples, self.micro_batch_size))
+
+    return MicroBatchSampler

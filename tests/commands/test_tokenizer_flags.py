@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_miniplm.commands.tokenizer_flags import TYPES_TEXT, add_tokenizer_arguments, tokenizer_settings
-from megatron_miniplm.corpus.tokenization.tokenizers import TOKENIZER_TYPES, TokenizerSettings
+from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import TOKENIZER_TYPES
 
 
 def parse(*arguments: str) -> TokenizerSettings:

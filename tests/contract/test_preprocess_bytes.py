@@ -19,7 +19,8 @@ from megatron.core.tokenizers import MegatronTokenizer
 
 from megatron_miniplm.corpus.build import BuildSettings, build_corpus
 from megatron_miniplm.corpus.tokenization.huggingface_encoder import HARD_TEXTS
-from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings, load_encoder
+from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
 from megatron_miniplm.corpus.tokenizer_training import TrainingSettings, train_tokenizer
 
 LIBRARIES = {"HuggingFaceTokenizer": "huggingface", "SentencePieceTokenizer": "sentencepiece"}

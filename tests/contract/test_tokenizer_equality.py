@@ -29,9 +29,10 @@ from megatron.core.tokenizers.text.libraries.tiktoken_tokenizer import (
 from rank_files import ranked_bytes, write_gpt2_files, write_ranks
 
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import HARD_TEXTS
+from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.corpus.tokenization.tiktoken_encoder import DEFAULT_VOCAB_SIZE, PATTERNS, REQUIRED_SPECIAL_TOKENS
 from megatron_miniplm.corpus.tokenization.token_bytes import flatten_ids, split_ids
-from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings, load_encoder, make_encoder
+from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder, make_encoder
 from megatron_miniplm.corpus.tokenizer_training import TrainingSettings, train_tokenizer
 
 CORPUS_BYTES = 50_000_000

@@ -8,7 +8,8 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, load_encoder
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder
+from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
 from megatron_miniplm.corpus.tokenizer_training import TrainingSettings, train_tokenizer
 
 Split = Callable[[TextEncoder, Sequence[str]], list[list[int]]]

@@ -20,7 +20,8 @@ from megatron_miniplm.corpus.build import WHOLE, BuildSettings, Shard, build_cor
 from megatron_miniplm.corpus.encoding import append_eod
 from megatron_miniplm.corpus.readers import read_document
 from megatron_miniplm.corpus.sentences import SentenceModel
-from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings, load_encoder
+from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.sidecar import Sidecar, find_mismatch, sidecar_path

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from megatron_miniplm.corpus.chunking import Pieces, TokenStops, gather, pack_documents
 from megatron_miniplm.corpus.sentences import Gap, SentenceModel
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder
 
 MODEL = SentenceModel(
     abbreviations=frozenset({"dr", "e.g"}), collocations=frozenset(), starters=frozenset(), orthography={}

@@ -27,7 +27,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from megatron_miniplm.artifacts.manifest import load_manifest
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.cli import main
-from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import make_encoder
 
 #: A hang shows after so long; a start takes 10 seconds where other tests run beside it.
 HANG_SECONDS = 100

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_miniplm.corpus.retokenization.convert import TOKENS, ConversionSettings, convert_prefixes
-from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.indexed import IndexedWriter
 from megatron_miniplm.indexed.layout import HEADER
 from megatron_miniplm.indexed.materialize import materialize

@@ -13,7 +13,7 @@ from megatron_miniplm.artifacts import Manifest, load_manifest
 from megatron_miniplm.artifacts.manifest import prefix_manifest_path
 from megatron_miniplm.corpus import sources, units
 from megatron_miniplm.corpus.build import BuildSettings, Shard, build_corpus
-from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.errors import FingerprintMismatchError, InputError, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, copying, sidecar, write_view
 from megatron_miniplm.indexed.merge import blend_prefixes, merge_prefixes

@@ -24,7 +24,7 @@ from megatron_miniplm.training.dataset import (
     DifferenceSampledGPTDataset,
     parts_of,
 )
-from megatron_miniplm.training.prefix_checks import warn_of_stale_cache
+from megatron_miniplm.training.index_cache import warn_of_stale_cache
 from megatron_miniplm.training.refinement import Refinement, refuse_too_many
 
 Build = Callable[..., Any]

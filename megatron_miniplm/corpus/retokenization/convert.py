@@ -21,9 +21,9 @@ from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, inpu
 from megatron_miniplm.corpus.retokenization.excerpts import Excerpts
 from megatron_miniplm.corpus.retokenization.from_text import ExcerptEncoder, convert_text
 from megatron_miniplm.corpus.retokenization.from_tokens import Run, RunRecoder, convert_tokens
-from megatron_miniplm.corpus.retokenization.origin import Origin
-from megatron_miniplm.corpus.retokenization.output import ROUND_TRIP_SUFFIX, ConvertedOutput
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.retokenization.prefixes import ROUND_TRIP_SUFFIX, ConvertedOutput, Origin
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder, TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import make_encoder
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus

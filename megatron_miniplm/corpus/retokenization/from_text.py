@@ -14,9 +14,8 @@ import pyarrow as pa
 
 from megatron_miniplm.corpus.encoding import as_token_dtype, insert_eod
 from megatron_miniplm.corpus.retokenization.excerpts import Excerpts, find_excerpts, read_excerpts
-from megatron_miniplm.corpus.retokenization.origin import Origin
-from megatron_miniplm.corpus.retokenization.output import ConvertedOutput
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
+from megatron_miniplm.corpus.retokenization.prefixes import ConvertedOutput, Origin
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.indexed import IndexedCorpus, write_view

@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from megatron_miniplm.corpus.encoding import as_token_dtype, insert_eod
-from megatron_miniplm.corpus.retokenization.origin import Origin
-from megatron_miniplm.corpus.retokenization.output import ConvertedOutput
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings
+from megatron_miniplm.corpus.retokenization.prefixes import ConvertedOutput, Origin
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder, TokenizerSettings
 from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus

@@ -1,10 +1,10 @@
 """Text to token ids, exactly as Megatron's tokenizers of the same names give them, as fast as is exact.
 
-tokenizers (settings, what all share, the choice) ──► huggingface_encoder ──┐
+settings ───► tokenizers (what all share, choice) ──► huggingface_encoder ──┐
                                                 ├──► tiktoken_encoder ──────┼──► gigatoken_engine, after its check
                                                 ├──► sentencepiece_encoder ─┘
                                                 └──► NullEncoder
 
-`added_tokens` says which texts gigatoken would encode differently from HuggingFace; `piece_bytes` and `token_bytes` go
+`huggingface_files` reads tokenizer.json and finds the texts that gigatoken would encode differently; `token_bytes` goes
 from ids back to bytes.
 """

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from megatron_miniplm.corpus.tokenization.rust_errors import is_rust_error
 from megatron_miniplm.corpus.tokenization.token_bytes import interleave_ids
 
 logger = logging.getLogger(__name__)
@@ -172,3 +171,8 @@ def _resident_bytes() -> int:
             return int(stream.read().split()[1]) * _PAGE_BYTES
     except OSError:
         return 0
+
+
+def is_rust_error(error: BaseException) -> bool:
+    """Whether a call into Rust failed: bare exceptions, and pyo3's panics, which do not derive from `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

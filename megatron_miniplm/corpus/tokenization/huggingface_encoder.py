@@ -15,21 +15,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_miniplm.artifacts import Fingerprint, digest_values
-from megatron_miniplm.corpus.tokenization.added_tokens import needs_reference
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     HARD_TEXTS,
     Encode,
     GigatokenEngine,
     exact_or_none,
+    is_rust_error,
     routed,
     texts_of_control_strings,
     texts_of_vocabulary,
 )
-from megatron_miniplm.corpus.tokenization.huggingface_files import load_directory, load_gpt2
-from megatron_miniplm.corpus.tokenization.piece_bytes import bytes_of_piece, is_byte_level, keeps_text
-from megatron_miniplm.corpus.tokenization.rust_errors import is_rust_error
-from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids, split_ids, wrap_ids
-from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.huggingface_files import load_directory, load_gpt2, needs_reference
+from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
+from megatron_miniplm.corpus.tokenization.token_bytes import (
+    ByteTable,
+    bytes_of_piece,
+    flatten_ids,
+    is_byte_level,
+    keeps_text,
+    split_ids,
+    wrap_ids,
+)
 from megatron_miniplm.errors import InputError
 
 if TYPE_CHECKING:

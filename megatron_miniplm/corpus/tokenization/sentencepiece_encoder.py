@@ -24,8 +24,8 @@ from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     texts_of_control_strings,
     texts_of_vocabulary,
 )
+from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids, split_ids
-from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 from megatron_miniplm.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     texts_of_control_strings,
     texts_of_vocabulary,
 )
+from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids
-from megatron_miniplm.corpus.tokenization.tokenizers import TokenizerSettings
 from megatron_miniplm.errors import InputError
 
 # These three are `megatron.core.tokenizers.text.libraries.tiktoken_tokenizer`'s, whose import brings torch along.

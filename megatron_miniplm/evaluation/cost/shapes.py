@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.flops import ModelShape
 from megatron_miniplm.mcore.huggingface.config_json import read_config
-from megatron_miniplm.mcore.huggingface.hub import locate
+from megatron_miniplm.mcore.huggingface.model import locate
 
 
 def _qwen(layers: int, hidden: int, ffn: int, heads: int, *, tied: bool) -> ModelShape:

@@ -1,7 +1,10 @@
-"""The decoders that both Megatron and our Hugging Face families express, in neither side's words."""
+"""Decoders that both Megatron and our Hugging Face families express, in neither side's words, and these families."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from megatron_miniplm.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +54,83 @@ class Architecture:
     max_positions: int
     num_experts: int | None
     experts_per_token: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What a `model_type` fixes.
+
+    Attributes:
+        class_name: of transformers, for `architectures`.
+        defaults: values of fields that a config may leave out, as the family's class in transformers has them.
+        window_switch: whether `sliding_window` counts only where `use_sliding_window` is true.
+    """
+
+    class_name: str
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    has_experts: bool = False
+    has_window: bool = False
+    window_switch: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(class_name="LlamaForCausalLM"),
+    "mistral": Family(
+        class_name="MistralForCausalLM", has_window=True, defaults={"num_key_value_heads": 8, "sliding_window": 4096}
+    ),
+    "qwen2": Family(
+        class_name="Qwen2ForCausalLM",
+        qkv_bias=True,
+        has_window=True,
+        window_switch=True,
+        defaults={"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    ),
+    "qwen3": Family(
+        class_name="Qwen3ForCausalLM",
+        qk_norm=True,
+        has_window=True,
+        window_switch=True,
+        defaults={"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
+    ),
+    "mixtral": Family(
+        class_name="MixtralForCausalLM",
+        has_experts=True,
+        has_window=True,
+        defaults={
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1_000_000.0,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+    ),
+}
+
+
+def family_of(architecture: Architecture) -> str:
+    """The `model_type` that expresses an architecture.
+
+    Raises:
+        InputError: none does; the message names the settings that do not go together.
+    """
+    fitting = [name for name in FAMILIES if not misfits(architecture, name)]
+    if not fitting:
+        reasons = "; ".join(f"{name}: {', '.join(misfits(architecture, name))}" for name in FAMILIES)
+        raise InputError(f"no Hugging Face family expresses this model ({reasons})")
+    return fitting[0]
+
+
+def misfits(architecture: Architecture, family_name: str) -> list[str]:
+    """What a family lacks or insists on, in Megatron's words; nothing where it fits."""
+    family = FAMILIES[family_name]
+    checks = (
+        ("--add-qkv-bias", architecture.qkv_bias, family.qkv_bias),
+        ("--qk-layernorm", architecture.qk_norm, family.qk_norm),
+        ("--num-experts", architecture.num_experts is not None, family.has_experts),
+    )
+    found = [f"{'has' if theirs else 'lacks'} {flag}" for flag, ours, theirs in checks if ours != theirs]
+    if architecture.window_tokens is not None and not family.has_window:
+        found.append("lacks --window-size")
+    return found

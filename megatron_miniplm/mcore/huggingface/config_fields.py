@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.mcore.huggingface.families import Family
+from megatron_miniplm.mcore.huggingface.architecture import Family
 
 #: What to do about a model that `--load-hf` cannot read.
 OTHER_ROUTE = "convert the model to a Megatron checkpoint with megatron-bridge, and give that with --load"

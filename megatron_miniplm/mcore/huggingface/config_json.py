@@ -10,9 +10,8 @@ from typing import Any
 
 from megatron_miniplm.artifacts.json_files import read_json
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.mcore.huggingface.architecture import Architecture, RopeScaling
+from megatron_miniplm.mcore.huggingface.architecture import FAMILIES, Architecture, RopeScaling
 from megatron_miniplm.mcore.huggingface.config_fields import OTHER_ROUTE, ConfigFields, shown
-from megatron_miniplm.mcore.huggingface.families import FAMILIES
 
 DOWNLOAD_AGAIN = "download it again"
 _MAX_BYTES = 4 << 20

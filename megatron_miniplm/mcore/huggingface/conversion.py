@@ -15,13 +15,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore import models, program
-from megatron_miniplm.mcore.huggingface.disk_space import model_bytes, require_space, unwritable
-from megatron_miniplm.mcore.huggingface.export_tokens import tokenizer_of_export
 from megatron_miniplm.mcore.huggingface.loading import load_weights
 from megatron_miniplm.mcore.huggingface.megatron_flags import architecture_of_args
 from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
 from megatron_miniplm.mcore.huggingface.saving import save_huggingface
-from megatron_miniplm.mcore.huggingface.special_tokens import UNKNOWN, GenerationSettings
+from megatron_miniplm.mcore.huggingface.special_tokens import UNKNOWN, GenerationSettings, tokenizer_of_export
+from megatron_miniplm.mcore.huggingface.tensor_files import model_bytes, require_space, unwritable
 
 _RELEASE = "release"
 

@@ -1,6 +1,8 @@
 """A Hugging Face model directory: what it is, which Megatron flags describe it, and whether it is whole.
 
 Nothing here imports torch or transformers: a wrong path or a contradicting flag is refused at once.
+A name on the hub means its directory in this machine's cache. Nothing is downloaded: all ranks of a job would do so at
+once, and often have no network.
 """
 
 import argparse
@@ -19,10 +21,8 @@ from megatron_miniplm.mcore.huggingface import megatron_flags
 from megatron_miniplm.mcore.huggingface.architecture import Architecture
 from megatron_miniplm.mcore.huggingface.config_fields import OTHER_ROUTE, shown
 from megatron_miniplm.mcore.huggingface.config_json import architecture_of_config, read_config
-from megatron_miniplm.mcore.huggingface.hub import locate
 from megatron_miniplm.mcore.huggingface.mapping import padded_size, tensor_shapes
-from megatron_miniplm.mcore.huggingface.safetensors_header import StoredTensor
-from megatron_miniplm.mcore.huggingface.tensor_files import files_of, stored_tensors
+from megatron_miniplm.mcore.huggingface.tensor_files import StoredTensor, files_of, stored_tensors
 from megatron_miniplm.mcore.program import say_once
 
 CONFIG_FILE = "config.json"
@@ -208,3 +208,35 @@ class HuggingFaceModel:
         """Identity of weights and config by names, sizes and samples of the files; the tokenizer has no part."""
         files = [(file.name, digest_file_samples(file)) for file in files_of(self.tensors)]
         return digest_values([(CONFIG_FILE, digest_file(self.config_path)), *files])
+
+
+#: ORGANISATION/MODEL as the hub allows them.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def locate(model: Path, file_name: str) -> Path:
+    """The directory of a model that is given as a directory or by its name on the hub.
+
+    Args:
+        model: what exists is a directory, whatever it is called.
+        file_name: a file that the cached snapshot must have.
+
+    Raises:
+        InputError: there is no such directory, and the cache has no such model.
+    """
+    name = str(model)
+    if model.exists() or not _HUB_NAME.fullmatch(name):
+        return model
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, file_name)
+    except HFValidationError:
+        return model
+    if isinstance(found, str):
+        return Path(found).parent
+    raise InputError(
+        f"{name} is neither a directory nor a model in the cache of the Hugging Face hub: give a directory, or "
+        f"download the model first: hf download {name}"
+    )

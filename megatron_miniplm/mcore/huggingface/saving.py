@@ -19,15 +19,13 @@ from megatron.core import mpu
 from megatron_miniplm.artifacts.atomic import atomic_output, write_json
 from megatron_miniplm.artifacts.whole_directory import whole_directory
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.mcore.huggingface.architecture import Architecture
-from megatron_miniplm.mcore.huggingface.config_writing import config_of_architecture
-from megatron_miniplm.mcore.huggingface.disk_space import unwritable
-from megatron_miniplm.mcore.huggingface.families import FAMILIES, family_of, misfits
+from megatron_miniplm.mcore.huggingface.architecture import FAMILIES, Architecture, family_of, misfits
+from megatron_miniplm.mcore.huggingface.config_json import LLAMA3_CONSTANTS
+from megatron_miniplm.mcore.huggingface.loading import named_parameters, tensor_parallel_place
 from megatron_miniplm.mcore.huggingface.mapping import Layout, block_size, layout_of, tensor_shapes
 from megatron_miniplm.mcore.huggingface.model import CONFIG_FILE, TOKENIZER_FILES
-from megatron_miniplm.mcore.huggingface.parameters import named_parameters, tensor_parallel_place
 from megatron_miniplm.mcore.huggingface.special_tokens import GENERATION_FILE, UNKNOWN, GenerationSettings
-from megatron_miniplm.mcore.huggingface.tensor_files import INDEX_FILE, SINGLE_FILE
+from megatron_miniplm.mcore.huggingface.tensor_files import INDEX_FILE, SINGLE_FILE, unwritable
 from megatron_miniplm.mcore.program import alike_on_all_ranks, on_rank_zero
 
 MAX_SHARD_BYTES = 5_000_000_000  # transformers' own bound
@@ -222,3 +220,46 @@ def _finish(
     token_ids, generation_config = generation.files()
     write_json(temporary / GENERATION_FILE, generation_config)
     write_json(temporary / CONFIG_FILE, {**config, **token_ids})
+
+
+def config_of_architecture(architecture: Architecture, family_name: str, dtype: str) -> dict[str, Any]:
+    """The `config.json` of an architecture, without the ids of special tokens.
+
+    Args:
+        family_name: a key of `FAMILIES` that fits.
+        dtype: `float32`, `bfloat16` or `float16`.
+    """
+    family = FAMILIES[family_name]
+    config: dict[str, Any] = {
+        "architectures": [family.class_name],
+        "model_type": family_name,
+        "vocab_size": architecture.vocab_size,
+        "hidden_size": architecture.hidden_size,
+        "intermediate_size": architecture.ffn_size,
+        "num_hidden_layers": architecture.num_layers,
+        "num_attention_heads": architecture.num_heads,
+        "num_key_value_heads": architecture.num_groups,
+        "head_dim": architecture.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": architecture.max_positions,
+        "rms_norm_eps": architecture.norm_epsilon,
+        "rope_theta": float(architecture.rotary_base),
+        "rope_scaling": None,
+        "tie_word_embeddings": architecture.tied,
+        "attention_dropout": 0.0,
+        "torch_dtype": dtype,
+        "use_cache": True,
+    }
+    if architecture.rope_scaling is not None:
+        scaling = architecture.rope_scaling
+        constants = LLAMA3_CONSTANTS if scaling.kind == "llama3" else {}
+        config["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor, **constants}
+    if family_name == "llama":
+        config |= {"attention_bias": False, "mlp_bias": False}
+    if family.has_window:
+        config["sliding_window"] = architecture.window_tokens
+    if family.window_switch:
+        config |= {"use_sliding_window": architecture.window_tokens is not None, "max_window_layers": 0}
+    if family.has_experts:
+        config |= {"num_local_experts": architecture.num_experts, "num_experts_per_tok": architecture.experts_per_token}
+    return config

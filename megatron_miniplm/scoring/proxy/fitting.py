@@ -32,7 +32,7 @@ from megatron.training.training import setup_model_and_optimizer
 from megatron_miniplm.errors import Interrupted, NonFiniteScoreError
 from megatron_miniplm.indexed.pool import Pool
 from megatron_miniplm.mcore import program
-from megatron_miniplm.mcore.stopping import StopRequest
+from megatron_miniplm.mcore.replica import StopRequest
 from megatron_miniplm.scoring.feed import HostRow
 from megatron_miniplm.scoring.packing import ROW_MULTIPLE
 from megatron_miniplm.scoring.proxy.head import DifferenceHead, add_head, documents_of, squared_error

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder
 from megatron_miniplm.errors import MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.provenance import passages_of

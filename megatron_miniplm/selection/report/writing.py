@@ -10,7 +10,7 @@ from megatron_miniplm.artifacts.atomic import atomic_output, write_text
 from megatron_miniplm.artifacts.directory_lock import sole_writer
 from megatron_miniplm.artifacts.manifest import manifest_path
 from megatron_miniplm.artifacts.selections import Selection
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.progress import Progress
 from megatron_miniplm.selection.attributes import collect_attributes

@@ -19,8 +19,9 @@ from megatron_miniplm.corpus.build import BuildSettings, Shard, build_corpus
 from megatron_miniplm.corpus.retokenization import excerpts, from_tokens
 from megatron_miniplm.corpus.retokenization.convert import ConversionSettings, convert_prefixes
 from megatron_miniplm.corpus.retokenization.from_tokens import INVALID_UTF8, split_at_eod
-from megatron_miniplm.corpus.retokenization.output import ROUND_TRIP_SUFFIX
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, load_encoder
+from megatron_miniplm.corpus.retokenization.prefixes import ROUND_TRIP_SUFFIX
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder, TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, write_view
 from megatron_miniplm.indexed.merge import merge_prefixes

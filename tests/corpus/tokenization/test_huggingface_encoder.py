@@ -13,7 +13,8 @@ from rank_files import write_gpt2_files
 
 from megatron_miniplm.artifacts import digest_values
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import HARD_TEXTS, GigatokenEngine
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, load_encoder, make_encoder
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder, TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder, make_encoder
 from megatron_miniplm.errors import InputError
 
 TEXTS = st.lists(

@@ -11,7 +11,8 @@ import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, load_encoder
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder
+from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
 from megatron_miniplm.errors import InputError
 
 SAMPLES = [

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rank_files import ranked_bytes, write_ranks
 
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder, TokenizerSettings
 from megatron_miniplm.corpus.tokenization.tiktoken_encoder import PATTERNS, REQUIRED_SPECIAL_TOKENS
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.tokenization.tokenizers import make_encoder
 from megatron_miniplm.errors import InputError
 
 NUM_SPECIAL_TOKENS = 20

@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 from rank_files import ranked_bytes, write_gpt2_files, write_ranks
 
 from megatron_miniplm.corpus.tokenization import huggingface_encoder
-from megatron_miniplm.corpus.tokenization.tokenizers import (
-    TOKENIZER_TYPES,
-    TextEncoder,
-    TokenizerSettings,
-    load_encoder,
-    make_encoder,
-)
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder, TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import TOKENIZER_TYPES, load_encoder, make_encoder
 from megatron_miniplm.errors import InputError
 
 KINDS = ("HuggingFace", "HuggingFace split", "GPT2", "SentencePiece", "tiktoken v1", "tiktoken v2")

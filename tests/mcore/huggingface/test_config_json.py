@@ -14,9 +14,8 @@ from transformers import AutoConfig
 
 from megatron_miniplm.errors import MiniPLMError
 from megatron_miniplm.mcore.huggingface import HuggingFaceModel
-from megatron_miniplm.mcore.huggingface.architecture import Architecture
+from megatron_miniplm.mcore.huggingface.architecture import FAMILIES, Architecture
 from megatron_miniplm.mcore.huggingface.config_json import architecture_of_config
-from megatron_miniplm.mcore.huggingface.families import FAMILIES
 from megatron_miniplm.mcore.huggingface.mapping import tensor_shapes
 
 SMALL: dict[str, Any] = {

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import tokenizers
 
-from megatron_miniplm.corpus.tokenization.added_tokens import needs_reference
-from megatron_miniplm.corpus.tokenization.tokenizers import TextEncoder, TokenizerSettings, make_encoder
+from megatron_miniplm.corpus.tokenization.huggingface_files import needs_reference
+from megatron_miniplm.corpus.tokenization.settings import TextEncoder, TokenizerSettings
+from megatron_miniplm.corpus.tokenization.tokenizers import make_encoder
 from megatron_miniplm.errors import InputError
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")

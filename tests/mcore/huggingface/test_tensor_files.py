@@ -2,21 +2,30 @@
 
 import json
 import os
+import shutil
 import struct
 import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import huggingface_models
 import pytest
 from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from megatron_miniplm.errors import MiniPLMError
-from megatron_miniplm.mcore.huggingface.safetensors_header import DTYPE_BYTES, read_header
-from megatron_miniplm.mcore.huggingface.tensor_files import stored_tensors
+from megatron_miniplm.errors import InputError, MiniPLMError
+from megatron_miniplm.mcore.huggingface import HuggingFaceModel
+from megatron_miniplm.mcore.huggingface.tensor_files import (
+    DTYPE_BYTES,
+    model_bytes,
+    read_header,
+    require_space,
+    stored_tensors,
+    unwritable,
+)
 
 
 def tensor(start: Any, stop: Any, shape: Any, dtype: Any = "F32") -> dict[str, Any]:
@@ -172,3 +181,24 @@ def test_fuzz_headers(tmp_path_factory: pytest.TempPathFactory, case: tuple[byte
         assert str(path) in str(error)  # noqa: PT017
         return
     assert {name: (entry.shape, entry.dtype) for name, entry in found.items()} == shapes_by_library(path)
+
+
+def test_the_bytes_of_a_model_are_those_of_its_parameters(tmp_path: Path) -> None:
+    for name in ("llama-tied", "mixtral", "qwen3"):
+        model = huggingface_models.random_model(name)
+        model.save_pretrained(tmp_path / name)
+        architecture = HuggingFaceModel.open(tmp_path / name).architecture
+        assert model_bytes(architecture, 4) == 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_what_cannot_fit_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    require_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(InputError, match=r"not/yet cannot be written \(no space left"):
+        require_space(tmp_path / "not" / "yet", free * 2)
+
+
+def test_the_librarys_reason_is_kept(tmp_path: Path) -> None:
+    message = str(unwritable(tmp_path, "I/O error: File too large"))
+    assert message.startswith(f"{tmp_path} cannot be written")
+    assert "File too large" in message

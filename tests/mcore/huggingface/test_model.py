@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import huggingface_models
 import pytest
 import torch
@@ -13,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.mcore.huggingface import HuggingFaceModel
+from megatron_miniplm.mcore.huggingface.architecture import family_of
 from megatron_miniplm.mcore.huggingface.config_json import architecture_of_config
-from megatron_miniplm.mcore.huggingface.config_writing import config_of_architecture
-from megatron_miniplm.mcore.huggingface.families import family_of
 from megatron_miniplm.mcore.huggingface.mapping import Layout, Piece, layout_of, padded_size, tensor_shapes
+from megatron_miniplm.mcore.huggingface.model import locate
+from megatron_miniplm.mcore.huggingface.saving import config_of_architecture
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +277,50 @@ def test_a_share_of_two_blocks() -> None:
 def test_padding_does_not_depend_on_a_tp_size_that_divides(tp: int, expected: int) -> None:
     assert padded_size(151_665, 128, tp) >= 151_665
     assert padded_size(151_936, 128, tp) == expected
+
+
+NAME = Path("Organisation/Model-0.5B")
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The layout of huggingface_hub's cache; any access to the network would fail."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "hub"
+
+
+def fill(cache: Path) -> Path:
+    model = cache / "models--Organisation--Model-0.5B"
+    snapshot = model / "snapshots" / REVISION
+    for directory in (snapshot, model / "refs", model / "blobs"):
+        directory.mkdir(parents=True)
+    (model / "refs" / "main").write_text(REVISION)
+    (model / "blobs" / "1").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/1")
+    return snapshot
+
+
+def test_a_model_in_the_cache(cache: Path) -> None:
+    snapshot = fill(cache)
+    assert locate(NAME, "config.json") == snapshot
+
+
+def test_a_model_that_is_not_there_is_to_be_downloaded_first(cache: Path) -> None:
+    with pytest.raises(InputError, match=r"download the model first: hf download Organisation/Model-0\.5B$"):
+        locate(NAME, "config.json")
+    fill(cache)
+    with pytest.raises(InputError, match="hf download"):
+        locate(NAME, "another.json")
+
+
+def test_a_directory_of_that_name_is_what_it_is(cache: Path) -> None:
+    fill(cache)
+    (cache.parent / NAME).mkdir(parents=True)
+    assert locate(NAME, "config.json") == NAME
+
+
+@pytest.mark.parametrize("path", ["model", "/models/x", "../a/b", "a/b/c", "a/b--c", "a/.b", "a b/c"])
+def test_other_paths_are_not_names(cache: Path, path: str) -> None:
+    assert locate(Path(path), "config.json") == Path(path)
