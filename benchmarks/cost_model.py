@@ -29,7 +29,7 @@ from megatron_miniplm.errors import InputError, MiniPLMError
 from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
 from megatron_miniplm.evaluation.cost.shapes import model_shape
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.scoring.sample import is_sampled
+from megatron_miniplm.scoring.identity import is_sampled
 
 REPOSITORY = Path(__file__).parents[1]
 DRIVER = Path(__file__).with_name("executed_flops.py")

@@ -12,7 +12,7 @@ from megatron_miniplm.corpus.readers import read_document
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.sidecar import Sidecar
-from megatron_miniplm.indexed.source import data_prefix, source_sequence
+from megatron_miniplm.indexed.view import data_prefix, source_sequence
 
 if TYPE_CHECKING:
     from megatron_miniplm.corpus.tokenization.settings import TextEncoder

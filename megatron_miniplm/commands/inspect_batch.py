@@ -156,7 +156,7 @@ def _source(path: str, sequence: int) -> dict[str, Any]:
     from megatron_miniplm.artifacts.lineage import relative_to_cwd
     from megatron_miniplm.indexed import IndexedCorpus
     from megatron_miniplm.indexed.sidecar import Sidecar
-    from megatron_miniplm.indexed.source import source_sequence
+    from megatron_miniplm.indexed.view import source_sequence
 
     try:
         corpus = IndexedCorpus.open(path)

@@ -20,7 +20,7 @@ from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.sidecar import Sidecar, sidecar_path
-from megatron_miniplm.indexed.source import data_prefix
+from megatron_miniplm.indexed.view import data_prefix
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@
     files       16 MiB    documents         │                └─ chunking, sentences ─┘          <prefix>_<key>_chunk
                 └────── workers: a unit each ────────┘
 
-    listing              what inputs stand for, and what kind of file each is
     compressed           lines of compressed JSONL, in bounded memory
     parquet_text         rows of Parquet; the only module that reads text with pyarrow
     fields               which values of a line or row are read, and when they are bad

@@ -22,10 +22,10 @@ from megatron_miniplm.corpus.encoding import (
     ChunkSettings,
     EncodedUnit,
     EncodingSettings,
+    KeyOutput,
     UnitEncoder,
 )
 from megatron_miniplm.corpus.fields import Fields
-from megatron_miniplm.corpus.output import KeyOutput
 from megatron_miniplm.corpus.readers import LineCounter, Rejected, UnitReader
 from megatron_miniplm.corpus.sentences import SentenceModel
 from megatron_miniplm.corpus.sources import UNIT_BYTES, Source, expand_inputs, shard_spans, whole_span
@@ -36,7 +36,7 @@ from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import optimal_dtype
-from megatron_miniplm.indexed.locking import prefix_lock
+from megatron_miniplm.indexed.prefix_files import prefix_lock
 from megatron_miniplm.progress import Progress
 
 logger = logging.getLogger(__name__)

@@ -233,7 +233,7 @@ def _scored_bytes(sequences: IndexedCorpus, counting: Counting, token_bytes_V: n
 def _of_sidecar(sequences: IndexedCorpus) -> tuple[list[str], np.ndarray, np.ndarray | None]:
     """Names of domains, the code of each sequence's, and its bytes; no domain and no bytes without a sidecar."""
     from megatron_miniplm.indexed.sidecar import Sidecar, fill_domains_and_bytes
-    from megatron_miniplm.indexed.source import data_prefix, source_sequences
+    from megatron_miniplm.indexed.view import data_prefix, source_sequences
 
     sidecar = Sidecar.of(sequences)
     if sidecar is None:

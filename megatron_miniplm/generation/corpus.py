@@ -28,8 +28,8 @@ from megatron_miniplm.generation.plan import (
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, merge
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import idx_path
-from megatron_miniplm.indexed.locking import prefix_lock
 from megatron_miniplm.indexed.pool import Pool
+from megatron_miniplm.indexed.prefix_files import prefix_lock
 from megatron_miniplm.indexed.reader import fingerprint_of
 from megatron_miniplm.mcore import cpu_emulation, models, program
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity, identity_of_inputs

@@ -5,7 +5,8 @@
       │             └─ relative symlink ── <view>.bin + <view>.idx ◄── view   (no token is copied)
       └── merge, copying: several corpora and views into one; materialize: each into a corpus of its own
 
-`locking` keeps one writer per prefix, `existing` recognises finished output, `caches` knows Megatron's index caches.
+`prefix_files` keeps one writer per prefix and removes stale index caches of Megatron's; `existing` recognises finished
+output.
 NumPy only, but for the sidecar (pyarrow). The bytes are described in docs/formats.md; those of `.bin` and `.idx` are
 `megatron.core.datasets.indexed_dataset`'s.
 """

@@ -13,7 +13,7 @@ import pyarrow as pa
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.indexed.reader import IndexedCorpus
 from megatron_miniplm.indexed.sidecar import SCHEMA, Sidecar, SidecarWriter
-from megatron_miniplm.indexed.source import source_sequences
+from megatron_miniplm.indexed.view import source_sequences
 from megatron_miniplm.indexed.writer import IndexedWriter
 
 _COPY_BYTES = 8 << 20  # gathered and written at once: less, and the threads wait for one another more often

@@ -7,8 +7,8 @@ from typing import Any
 
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, load_manifest, prefix_manifest_path
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.indexed.caches import how_to_replace, stale_caches
 from megatron_miniplm.indexed.layout import bin_path, idx_path
+from megatron_miniplm.indexed.prefix_files import how_to_replace, stale_caches
 from megatron_miniplm.indexed.reader import IndexedCorpus
 from megatron_miniplm.indexed.writer import IndexedWriter
 

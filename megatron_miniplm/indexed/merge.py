@@ -32,10 +32,10 @@ from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchErr
 from megatron_miniplm.indexed.copying import copy_pieces, copy_sequences
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import idx_path
-from megatron_miniplm.indexed.locking import prefix_lock
+from megatron_miniplm.indexed.prefix_files import prefix_lock
 from megatron_miniplm.indexed.reader import IndexedCorpus, fingerprint_of
 from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, sidecar_path
-from megatron_miniplm.indexed.source import data_prefix
+from megatron_miniplm.indexed.view import data_prefix
 from megatron_miniplm.indexed.writer import IndexedWriter
 from megatron_miniplm.progress import Progress
 

@@ -31,7 +31,7 @@ from megatron_miniplm.indexed.sidecar_rows import (
     mismatch_of_sequence,
     mismatch_of_some,
 )
-from megatron_miniplm.indexed.source import data_prefix
+from megatron_miniplm.indexed.view import data_prefix
 
 SUFFIX = ".documents.parquet"
 #: 2 has a CRC-32 in every page header, which readers verify; else it is 1.

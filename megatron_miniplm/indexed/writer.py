@@ -18,9 +18,8 @@ from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, atomic_output, c
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, hasher
 from megatron_miniplm.artifacts.manifest import PREFIX_MANIFEST_SUFFIX, prefix_manifest_path
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.indexed.caches import remove_caches
 from megatron_miniplm.indexed.layout import LENGTH_DTYPE, POINTER_DTYPE, IndexHeader, bin_path, idx_path
-from megatron_miniplm.indexed.locking import is_locked_or_left, prefix_lock
+from megatron_miniplm.indexed.prefix_files import is_locked_or_left, prefix_lock, remove_caches
 
 _PARTS = ("bin", "lengths", "boundaries")
 _INDEX_CHUNK = 1 << 20  # sequences whose pointers are computed together

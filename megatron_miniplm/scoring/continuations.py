@@ -20,10 +20,8 @@ from megatron_miniplm.mcore import program
 from megatron_miniplm.progress import Progress
 from megatron_miniplm.scoring.feed import BlockSums
 from megatron_miniplm.scoring.nll import token_nll_and_argmax
-from megatron_miniplm.scoring.packing import pack_rows
-from megatron_miniplm.scoring.rows import BlockRows, ScoringRules
+from megatron_miniplm.scoring.rows import BlockRows, ScoringRules, Windows, pack_rows
 from megatron_miniplm.scoring.scorer import Scorer
-from megatron_miniplm.scoring.windows import Windows
 
 #: Continuations that are packed together.
 BLOCK_CONTINUATIONS = 4096

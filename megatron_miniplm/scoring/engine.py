@@ -25,9 +25,8 @@ from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
 from megatron_miniplm.mcore.replica import StopRequest
 from megatron_miniplm.scoring.dispatch import Dispatch
 from megatron_miniplm.scoring.finishing import finish_in_turn, missing_at_start
-from megatron_miniplm.scoring.identity import identity_of
+from megatron_miniplm.scoring.identity import identity_of, is_sampled
 from megatron_miniplm.scoring.rows import ScoringRules
-from megatron_miniplm.scoring.sample import is_sampled
 from megatron_miniplm.scoring.scorer import Scorer
 from megatron_miniplm.scoring.watch import Watch
 

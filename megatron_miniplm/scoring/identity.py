@@ -6,7 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_miniplm.artifacts.score_blocks import default_block_sequences
+from megatron_miniplm.hashing import uniforms
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity, identity_of_inputs
 from megatron_miniplm.scoring.rows import ScoringRules
@@ -49,3 +52,17 @@ def _block_sequences(args: argparse.Namespace, prefixes: Sequence[Path], rules: 
         num_tokens=round(num_tokens * args.sample_fraction),
         context_tokens=rules.context_tokens,
     )
+
+
+def is_sampled(sequences: range, *, fraction: float, seed: int) -> np.ndarray:
+    """Whether each sequence is in the sample, (sequences,) bool.
+
+    A sequence's number is hashed and compared with the fraction, so that the choice depends on the number and the seed
+    alone.
+
+    Args:
+        sequences: global ids.
+        fraction: in [0, 1].
+        seed: another seed gives an independent sample.
+    """
+    return uniforms(np.arange(sequences.start, sequences.stop), seed) < fraction

@@ -3,14 +3,110 @@
 Axes: S tokens of a row, D documents of a row (windows of sequences, and the padding), K predictions that count.
 """
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.pool import Pool
-from megatron_miniplm.scoring.packing import pack_rows, trimmed_length
-from megatron_miniplm.scoring.windows import Windows, cut_windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """W windows, as columns.
+
+    A window's inputs are the tokens `start .. start + num_inputs - 1` of its sequence, and the prediction after input i
+    is for token `start + i + 1`. Of its predictions the first `num_context` only give context: an earlier window has
+    scored their targets.
+
+    Attributes:
+        sequence_W: position of the sequence in the list that was given, int64.
+        start_W: first token, int64.
+        num_inputs_W: tokens fed to the model, int64, 1 to the context length.
+        num_context_W: leading predictions that do not count, int64.
+    """
+
+    sequence_W: np.ndarray
+    start_W: np.ndarray
+    num_inputs_W: np.ndarray
+    num_context_W: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sequence_W)
+
+
+def cut_windows(lengths_N: np.ndarray, *, context_tokens: int, overlap_tokens: int) -> Windows:
+    """Cut sequences into windows.
+
+    The first window of a sequence scores all its predictions. Each further one starts `overlap_tokens` before the first
+    unscored prediction, so that every later token sees between `overlap_tokens` and `context_tokens` tokens before it.
+    Sequences of fewer than two tokens have nothing to score and get no window.
+
+    Args:
+        lengths_N: tokens of each sequence, with the BOS token where one is put before it.
+        context_tokens: most tokens that the model is fed at once.
+        overlap_tokens: repeated between neighbouring windows, less than the context.
+    """
+    if not 0 <= overlap_tokens < context_tokens:
+        raise InputError(f"--miniplm-window-overlap {overlap_tokens} must lie in [0, --seq-length {context_tokens})")
+    num_predictions_N = np.maximum(lengths_N.astype(np.int64) - 1, 0)
+    stride = context_tokens - overlap_tokens
+    beyond_first_N = np.maximum(num_predictions_N - context_tokens, 0)
+    num_windows_N = (num_predictions_N > 0) + -(-beyond_first_N // stride)
+    sequence_W = np.repeat(np.arange(len(lengths_N)), num_windows_N)
+    first_window_N = np.cumsum(num_windows_N) - num_windows_N
+    start_W = (np.arange(len(sequence_W)) - first_window_N[sequence_W]) * stride
+    return Windows(
+        sequence_W=sequence_W,
+        start_W=start_W,
+        num_inputs_W=np.minimum(num_predictions_N[sequence_W] - start_W, context_tokens),
+        num_context_W=np.where(start_W > 0, overlap_tokens, 0),
+    )
+
+
+#: A row that is not full may end early, at a multiple of this: keeps matrix shapes friendly and few.
+ROW_MULTIPLE = 64
+
+
+def pack_rows(num_inputs_W: np.ndarray, *, row_tokens: int) -> list[np.ndarray]:
+    """Best-fit decreasing: longest window first, each into the fullest row that still has room for it.
+
+    O(W log W + W R) for W windows and R rows, in memory of the same order: a block is the whole of what is looked at,
+    so that neither the number of workers nor the order of the blocks changes a row.
+
+    Args:
+        num_inputs_W: tokens of each window, 1 to `row_tokens`.
+        row_tokens: tokens of a full row.
+
+    Returns:
+        Positions of the windows of each row, int64: the fullest rows first, the one with most room last; in a row the
+        longest first.
+    """
+    order_W = np.lexsort((np.arange(len(num_inputs_W)), -num_inputs_W))
+    rooms: list[tuple[int, int]] = []  # (tokens left, row), ascending; rows without room have left the list
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for window, num_inputs in zip(order_W.tolist(), num_inputs_W[order_W].tolist(), strict=True):
+        at = bisect.bisect_left(rooms, (num_inputs, -1))
+        if at < len(rooms):
+            _, row = rooms.pop(at)
+        else:
+            row = len(rows)
+            rows.append([])
+            left.append(row_tokens)
+        rows[row].append(window)
+        left[row] -= num_inputs
+        if left[row]:
+            bisect.insort(rooms, (left[row], row))
+    fullest_first = sorted(range(len(rows)), key=lambda row: (left[row], row))
+    return [np.array(rows[row], np.int64) for row in fullest_first]
+
+
+def trimmed_length(num_tokens: int, *, row_tokens: int) -> int:
+    """Length of a row that may end early: the tokens, rounded up to `ROW_MULTIPLE`, at most a full row."""
+    return min(row_tokens, -(-num_tokens // ROW_MULTIPLE) * ROW_MULTIPLE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,11 +25,10 @@ from megatron_miniplm.indexed.pool import Pool
 from megatron_miniplm.mcore.models import take_output_weight
 from megatron_miniplm.mcore.packed_attention import packing_parameters, use_packed_attention
 from megatron_miniplm.mcore.replica import Replica
-from megatron_miniplm.scoring.faults import FaultFinder, describe_fault
 from megatron_miniplm.scoring.feed import BlockSums, Collector, HostRow, ReadAhead
 from megatron_miniplm.scoring.nll import token_nll
-from megatron_miniplm.scoring.packing import ROW_MULTIPLE
-from megatron_miniplm.scoring.rows import BlockRows, ScoringRules, empty_row, plan_block, read_rows
+from megatron_miniplm.scoring.rows import ROW_MULTIPLE, BlockRows, ScoringRules, empty_row, plan_block, read_rows
+from megatron_miniplm.scoring.watch import FaultFinder, describe_fault
 
 
 class Scorer:

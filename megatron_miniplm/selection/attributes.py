@@ -104,7 +104,7 @@ def _path(directory: Path, name: str, prefix: int) -> Path:
 def _write_sidecar_columns(corpus: IndexedCorpus, position: int, directory: Path) -> list[str]:
     """Domain and bytes of every sequence; returns the names of the domains by code."""
     from megatron_miniplm.indexed.sidecar import Sidecar, fill_domains_and_bytes  # pyarrow takes 0.15 s
-    from megatron_miniplm.indexed.source import data_prefix, source_sequences
+    from megatron_miniplm.indexed.view import data_prefix, source_sequences
 
     sidecar = Sidecar.of(corpus)
     if sidecar is None:

@@ -16,7 +16,7 @@ from score_stores import write_scores
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.scoring.sample import is_sampled
+from megatron_miniplm.scoring.identity import is_sampled
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ from megatron_miniplm.indexed.sidecar import (
     find_mismatch,
     sidecar_path,
 )
-from megatron_miniplm.indexed.source import data_prefix, source_sequence, source_sequences
+from megatron_miniplm.indexed.view import data_prefix, source_sequence, source_sequences
 
 LENGTHS_N = np.array([3, 5, 2, 7], np.int32)
 TOKENS_T = np.arange(100, 117, dtype=np.uint16)

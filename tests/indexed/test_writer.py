@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
-from megatron_miniplm.indexed.caches import how_to_replace, index_caches, stale_caches
 from megatron_miniplm.indexed.layout import optimal_dtype
+from megatron_miniplm.indexed.prefix_files import how_to_replace, index_caches, stale_caches
 
 GOLDEN_BIN = bytes.fromhex("0a00 0b00 0c00  1400  1e00 1f00")
 GOLDEN_IDX = bytes.fromhex(

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from megatron_miniplm.scoring.feed import READ_AHEAD, BlockSums, Collector, HostRow, ReadAhead
-from megatron_miniplm.scoring.rows import BlockRows, Row
-from megatron_miniplm.scoring.windows import cut_windows
+from megatron_miniplm.scoring.rows import BlockRows, Row, cut_windows
 
 
 def row_of(sequences: list[int], block: int = 0) -> HostRow:

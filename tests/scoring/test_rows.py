@@ -2,10 +2,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from megatron_runs import random_sequences, write_corpus
 
+from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.pool import Pool
-from megatron_miniplm.scoring.rows import Row, ScoringRules, empty_row, plan_block, read_rows
+from megatron_miniplm.scoring.rows import (
+    ROW_MULTIPLE,
+    Row,
+    ScoringRules,
+    cut_windows,
+    empty_row,
+    pack_rows,
+    plan_block,
+    read_rows,
+    trimmed_length,
+)
 
 CONTEXT, OVERLAP, ROW = 8, 3, 16
 BOS, EOD = 90, 91
@@ -82,3 +95,107 @@ def test_an_empty_row_counts_nothing() -> None:
     row = empty_row(ROW, CONTEXT)
     assert (len(row.tokens_S), row.boundaries, row.num_windows, len(row.scored_K)) == (ROW, [0, 8, 16], 0, 0)
     assert int(row.positions_S.max()) == CONTEXT - 1
+
+
+def rows(lengths: list[int], context_tokens: int, overlap_tokens: int) -> list[tuple[int, int, int, int]]:
+    windows = cut_windows(np.array(lengths, np.int32), context_tokens=context_tokens, overlap_tokens=overlap_tokens)
+    columns = (windows.sequence_W, windows.start_W, windows.num_inputs_W, windows.num_context_W)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def test_literal() -> None:
+    """Context 4, overlap 1: (sequence, start, inputs, context) of lengths 0, 1, 2, 5, 6 and 12."""
+    assert rows([0, 1, 2, 5, 6, 12], 4, 1) == [
+        (2, 0, 1, 0),
+        (3, 0, 4, 0),  # five tokens are four inputs: still one window
+        (4, 0, 4, 0),
+        (4, 3, 2, 1),
+        (5, 0, 4, 0),
+        (5, 3, 4, 1),
+        (5, 6, 4, 1),
+        (5, 9, 2, 1),
+    ]
+
+
+def test_nothing_to_score() -> None:
+    assert rows([], 4, 1) == []
+    assert rows([0, 1, 0], 4, 1) == []
+
+
+@given(
+    lengths=st.lists(st.integers(0, 60), max_size=8),
+    limits=st.integers(1, 12).flatmap(lambda context: st.tuples(st.just(context), st.integers(0, context - 1))),
+)
+def test_every_token_but_the_first_is_scored_once_with_enough_context(
+    lengths: list[int], limits: tuple[int, int]
+) -> None:
+    context_tokens, overlap_tokens = limits
+    num_scored = [np.zeros(length, int) for length in lengths]
+    for sequence, start, num_inputs, num_context in rows(lengths, context_tokens, overlap_tokens):
+        assert 1 <= num_inputs <= context_tokens
+        assert start + num_inputs < lengths[sequence], "the last input has a target"
+        assert num_context == (overlap_tokens if start else 0)
+        for position in range(num_context, num_inputs):
+            target = start + position + 1
+            num_scored[sequence][target] += 1
+            # A target sees the inputs before it in its window: all of them, or at least the overlap and itself's.
+            assert position + 1 >= min(target, overlap_tokens + 1)
+    for scored in num_scored:
+        assert scored[:1].sum() == 0
+        assert np.all(scored[1:] == 1)
+
+
+@given(length=st.integers(2, 200), context_tokens=st.integers(1, 20))
+def test_windows_are_as_few_as_the_stride_allows(length: int, context_tokens: int) -> None:
+    assert len(rows([length], context_tokens, 0)) == -(-(length - 1) // context_tokens)
+
+
+@pytest.mark.parametrize("overlap_tokens", [-1, 64, 65])
+def test_overlap_must_leave_room(overlap_tokens: int) -> None:
+    with pytest.raises(InputError) as raised:
+        rows([100], 64, overlap_tokens)
+    assert str(raised.value) == f"--miniplm-window-overlap {overlap_tokens} must lie in [0, --seq-length 64)"
+
+
+def packed_rows(lengths: list[int], row_tokens: int) -> list[list[int]]:
+    return [row.tolist() for row in pack_rows(np.array(lengths, np.int64), row_tokens=row_tokens)]
+
+
+def test_literal_rows() -> None:
+    """Longest first; 5 goes where 6 is (one left over), not to 3 + 2; equal lengths keep their order."""
+    assert packed_rows([3, 8, 6, 2, 5, 2], 8) == [[1], [2, 3], [4, 0], [5]]
+    assert packed_rows([4, 4, 4], 12) == [[0, 1, 2]]
+
+
+def test_a_window_goes_into_the_fullest_row_that_has_room() -> None:
+    assert packed_rows([9, 8, 7, 2], 10) == [[1, 3], [0], [2]]
+
+
+def test_no_windows_no_rows() -> None:
+    assert packed_rows([], 32) == []
+
+
+@given(lengths=st.lists(st.integers(1, 64), max_size=80), row_tokens=st.integers(64, 200))
+def test_rows_hold_every_window_once_and_no_two_could_be_one(lengths: list[int], row_tokens: int) -> None:
+    rows = packed_rows(lengths, row_tokens)
+    assert sorted(window for row in rows for window in row) == list(range(len(lengths)))
+    fills = [sum(lengths[window] for window in row) for row in rows]
+    assert all(fill <= row_tokens for fill in fills)
+    assert fills == sorted(fills, reverse=True)
+    assert len(fills) < 2 or fills[-1] + fills[-2] > row_tokens
+    assert rows == packed_rows(lengths, row_tokens)
+
+
+def test_real_lengths_leave_little_room() -> None:
+    """4,096 documents of about 300 tokens in rows of 4 x 1,024."""
+    lengths_W = np.clip(np.random.default_rng(0).lognormal(5.3, 0.9, 4096).astype(np.int64), 8, 1024)
+    rows = pack_rows(lengths_W, row_tokens=4096)
+    assert lengths_W.sum() / (len(rows) * 4096) > 0.995
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_a_trimmed_row_holds_its_tokens(num_tokens: int, row_tokens: int) -> None:
+    num_tokens = min(num_tokens, row_tokens)
+    length = trimmed_length(num_tokens, row_tokens=row_tokens)
+    assert num_tokens <= length <= row_tokens
+    assert length == row_tokens or length % ROW_MULTIPLE == 0

@@ -29,7 +29,7 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import optimal_dtype
-from megatron_miniplm.indexed.locking import prefix_lock
+from megatron_miniplm.indexed.prefix_files import prefix_lock
 from megatron_miniplm.progress import Progress
 
 TEXT, TOKENS = "text", "tokens"

@@ -19,7 +19,7 @@ from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
 from megatron_miniplm.indexed.copying import copy_pieces, copy_sequences, relocated, with_columns
 from megatron_miniplm.indexed.pieces import crc32_of_runs
 from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, sidecar_path
-from megatron_miniplm.indexed.source import data_prefix
+from megatron_miniplm.indexed.view import data_prefix
 
 #: Settings of a corpus that stay true in another tokenizer.
 _KEPT_SETTINGS = ("json_key", "sequence", "append_eod", "id_key", "domain_key")

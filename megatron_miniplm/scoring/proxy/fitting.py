@@ -34,11 +34,9 @@ from megatron_miniplm.indexed.pool import Pool
 from megatron_miniplm.mcore import program
 from megatron_miniplm.mcore.replica import StopRequest
 from megatron_miniplm.scoring.feed import HostRow
-from megatron_miniplm.scoring.packing import ROW_MULTIPLE
 from megatron_miniplm.scoring.proxy.head import DifferenceHead, add_head, documents_of, squared_error
-from megatron_miniplm.scoring.proxy.stream import TrainingStream
-from megatron_miniplm.scoring.proxy.targets import Targets
-from megatron_miniplm.scoring.rows import BlockRows, ScoringRules, empty_row, plan_block, read_rows
+from megatron_miniplm.scoring.proxy.targets import Targets, TrainingStream
+from megatron_miniplm.scoring.rows import ROW_MULTIPLE, BlockRows, ScoringRules, empty_row, plan_block, read_rows
 from megatron_miniplm.scoring.scorer import Scorer
 
 

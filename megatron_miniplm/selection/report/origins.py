@@ -12,7 +12,7 @@ from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.pieces import NO_DOMAIN
 from megatron_miniplm.indexed.sidecar import Sidecar
-from megatron_miniplm.indexed.source import data_prefix, source_sequences
+from megatron_miniplm.indexed.view import data_prefix, source_sequences
 from megatron_miniplm.selection.report.kept import KeptCursor
 from megatron_miniplm.selection.report.tally import Counts
 

@@ -12,7 +12,7 @@ from megatron_miniplm.evaluation.cost.road import Models, RoadSettings, plan_roa
 from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
 from megatron_miniplm.evaluation.cost.shapes import NAMED_SHAPES
 from megatron_miniplm.flops import ModelShape
-from megatron_miniplm.scoring.windows import cut_windows
+from megatron_miniplm.scoring.rows import cut_windows
 
 TEACHER, REFERENCE = NAMED_SHAPES["qwen1.5-1.8b"], NAMED_SHAPES["qwen-104m"]
 STUDENTS = ("qwen-200m", "qwen-500m", "qwen-1.2b")

@@ -1,14 +1,22 @@
-"""Megatron's index caches beside a prefix, which it takes for good whatever has become of the prefix since.
+"""What lies at a prefix before it is written: another writer's lock, and index caches of Megatron's.
 
+The lock is a hidden file that exists while somebody writes; `artifacts.directory_lock` does the same for directories. A
+process may ask again for a lock that it holds.
+
+Megatron takes an index cache for good, whatever has become of the prefix since.
 Without `--data-cache-path` Megatron puts them into `<prefix>/cache/<class>_indices` (core/datasets/gpt_dataset.py).
 Their names are a digest of the path and the settings, not of the content: where another corpus takes the place of a
 prefix, training goes on with the documents of the old one.
 """
 
+import fcntl
 import logging
-from contextlib import suppress
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.layout import idx_path
 
 logger = logging.getLogger(__name__)
@@ -61,3 +69,60 @@ def _mtime_ns(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 1 << 63  # gone meanwhile
+
+
+_held: set[Path] = set()  # by this process
+
+
+@contextmanager
+def prefix_lock(prefix: Path) -> Iterator[None]:
+    """Hold the right to write a prefix.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with _locked(_prefix_lock_path(prefix), prefix):
+        yield
+
+
+def is_locked_or_left(prefix: Path) -> bool:
+    """Whether somebody writes a prefix, or was killed while writing it."""
+    return _prefix_lock_path(prefix).exists()
+
+
+def _prefix_lock_path(prefix: Path) -> Path:
+    return prefix.with_name(f".{prefix.name}.lock")
+
+
+@contextmanager
+def _locked(path: Path, what: Path) -> Iterator[None]:
+    path = path.absolute()
+    if path in _held:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(path, what)
+    _held.add(path)
+    try:
+        yield
+    finally:
+        _held.discard(path)
+        path.unlink(missing_ok=True)  # before it is released: whoever waits for it looks whether it is still there
+        os.close(descriptor)
+
+
+def _acquire(path: Path, what: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(f"{what} is being written by another process: wait for it, or stop it") from None
+        except FileNotFoundError:
+            pass  # its holder removed it just now
+        except OSError:
+            return descriptor  # a file system without locks
+        os.close(descriptor)

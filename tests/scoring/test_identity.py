@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from megatron_miniplm.scoring.sample import is_sampled
+from megatron_miniplm.scoring.identity import is_sampled
 
 
 def test_a_sequence_is_chosen_by_its_number_alone() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.indexed.locking import prefix_lock
+from megatron_miniplm.indexed.prefix_files import prefix_lock
 
 
 def hold(path: Path) -> int:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from megatron_miniplm.scoring.proxy.agreement import agreement, agreement_lines, correlation, mean_ranks
+from megatron_miniplm.scoring.proxy.engine import agreement, agreement_lines, correlation, mean_ranks
 
 TRUE = np.array([0.0, 1.0, 2.0, 3.0])
 
