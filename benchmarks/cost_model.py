@@ -40,7 +40,7 @@ NUM_STEPS, NUM_FIRST_STEPS = 25, 5
 TOLERANCE_PERCENT = 15.0
 
 HOW_TO_READ = """\
-- executed: matrix products that torch's FlopCounterMode saw; planned: the formulas of `megatron_miniplm.flops`.
+- executed: matrix products that torch's FlopCounterMode saw; planned: the formulas of `megatron_miniplm.mcore.flops`.
 - Megatron's attention without Transformer Engine multiplies the whole square of a row, and torch counts the square of
   each document in scoring: the plan counts the causal half, which is what fused kernels execute.
 - CPU seconds: of a training step (median), or of all scored rows, on one thread; what the clock would show on a core

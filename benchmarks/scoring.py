@@ -27,8 +27,8 @@ from report import Section, Target, machine_markdown
 from megatron_miniplm.artifacts.atomic import write_text
 from megatron_miniplm.cli import report
 from megatron_miniplm.errors import InputError, MiniPLMError
-from megatron_miniplm.flops import PEAK_FLOPS
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
+from megatron_miniplm.mcore.flops import PEAK_FLOPS
 
 logger = logging.getLogger(__name__)
 

@@ -19,14 +19,14 @@ from typing import TextIO, cast
 from megatron_miniplm import __version__
 from megatron_miniplm.command_line import HELP_FLAGS, CommandParser, UsageError, did_you_mean, print_help
 from megatron_miniplm.errors import EXIT_RESUMABLE, STOP_SIGNALS, MiniPLMError, unusable_path
-from megatron_miniplm.launchers import (
+from megatron_miniplm.mcore.megatron_output import hide_unless_verbose
+from megatron_miniplm.runtime.launchers import (
     adopt_srun,
     leave_exit_code,
     leave_exit_code_of_crashes,
     repeat_after_torchrun,
 )
-from megatron_miniplm.mcore.megatron_output import hide_unless_verbose
-from megatron_miniplm.terminal import PrintableFormatter, PrintableStream, printable
+from megatron_miniplm.runtime.terminal import PrintableFormatter, PrintableStream, printable
 
 DESCRIPTION = "Pretraining distillation by difference sampling (MiniPLM) for Megatron."
 #: Subcommand -> (module, one line of help), in the order in which data flows.

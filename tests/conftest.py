@@ -53,5 +53,5 @@ def _process_is_as_before() -> Iterator[None]:
 def _memory_is_given_back() -> Iterator[None]:
     """Tools that run in this process must not change how it keeps memory: other tests measure it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("megatron_miniplm.memory.keep_freed_memory", lambda: None)
+        patch.setattr("megatron_miniplm.runtime.processes.keep_freed_memory", lambda: None)
         yield

@@ -20,7 +20,7 @@ from scipy import stats
 
 from megatron_miniplm.artifacts import write_json, write_text
 from megatron_miniplm.evaluation.curves import LossCurve, read_curve
-from megatron_miniplm.flops import ModelShape
+from megatron_miniplm.mcore.flops import ModelShape
 from megatron_miniplm.mcore.models import checkpoint_directory, recorded_args
 
 METHODS = {

@@ -35,7 +35,7 @@ from megatron_miniplm.artifacts.selected_arrays import (
     num_blocks_of,
 )
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
-from megatron_miniplm.hashing import uniforms
+from megatron_miniplm.runtime.hashing import uniforms
 
 SELECTION = "selection.json"
 FORMAT_VERSION = 3

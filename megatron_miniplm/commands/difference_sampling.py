@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> None:
     require_readable(arguments.output)
     reference_data = expand_prefixes(arguments.reference_data)
 
-    from megatron_miniplm.memory import keep_freed_memory
+    from megatron_miniplm.runtime.processes import keep_freed_memory
     from megatron_miniplm.selection.ranks import Ranks, run_on_ranks
     from megatron_miniplm.selection.sampling import difference_sample
 

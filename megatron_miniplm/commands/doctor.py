@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 
 from megatron_miniplm.errors import EXIT_BAD_INPUT
-from megatron_miniplm.terminal import printable_json
+from megatron_miniplm.runtime.terminal import printable_json
 
 _MARKS = {"ok": "ok    ", "partly": "PARTLY", "absent": "absent", "wrong": "WRONG "}
 

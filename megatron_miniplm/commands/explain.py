@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.terminal import printable_json
+from megatron_miniplm.runtime.terminal import printable_json
 
 if TYPE_CHECKING:
     from megatron_miniplm.artifacts.selections import Selection

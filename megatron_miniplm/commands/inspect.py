@@ -21,8 +21,8 @@ from megatron_miniplm.artifacts.manifest import is_prefix, load_manifest, manife
 from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
 from megatron_miniplm.inspection import bytes_to_check, find_faults, find_prefixes, summarize_prefix
-from megatron_miniplm.progress import Progress
-from megatron_miniplm.terminal import printable, printable_json
+from megatron_miniplm.runtime.progress import Progress
+from megatron_miniplm.runtime.terminal import printable, printable_json
 
 if TYPE_CHECKING:
     from megatron_miniplm.corpus.tokenization.settings import TextEncoder

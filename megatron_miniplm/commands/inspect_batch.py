@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_miniplm.command_line import wants_help
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
-from megatron_miniplm.terminal import printable, printable_json
+from megatron_miniplm.runtime.terminal import printable, printable_json
 from megatron_miniplm.training.flags import add_arguments as add_training_flags
 
 if TYPE_CHECKING:

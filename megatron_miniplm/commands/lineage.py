@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_miniplm.artifacts.lineage import lineage_lines, trace_lineage
 from megatron_miniplm.artifacts.manifest import is_prefix, load_manifest
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.terminal import printable_json
+from megatron_miniplm.runtime.terminal import printable_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,8 +21,8 @@ from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 from megatron_miniplm.commands.scores_speed import recent_speed
 from megatron_miniplm.errors import CorruptArtifactError, InputError
-from megatron_miniplm.progress import Progress, scaled
-from megatron_miniplm.terminal import printable_json
+from megatron_miniplm.runtime.progress import Progress, scaled
+from megatron_miniplm.runtime.terminal import printable_json
 
 _SHOWN_RUNS = 8
 

@@ -24,7 +24,7 @@ LEFT is the time left at the recent speed. The exit code is 0 whatever the state
 import argparse
 from pathlib import Path
 
-from megatron_miniplm.terminal import printable_json
+from megatron_miniplm.runtime.terminal import printable_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.layout import optimal_dtype
 from megatron_miniplm.indexed.prefix_files import prefix_lock
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Self
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.forking import can_fork
+from megatron_miniplm.runtime.processes import can_fork
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from megatron_miniplm.indexed.reader import fingerprint_of
 from megatron_miniplm.mcore import cpu_emulation, models, program
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity, identity_of_inputs
 from megatron_miniplm.mcore.replica import Replica, StopRequest
-from megatron_miniplm.progress import Progress, scaled
+from megatron_miniplm.runtime.progress import Progress, scaled
 
 POLL_SECONDS = 1.0
 #: What the writer tells its replica instead of a block: all that is missing is in other hands.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_miniplm.artifacts.fingerprint import digest_values
-from megatron_miniplm.hashing import uniforms
+from megatron_miniplm.runtime.hashing import uniforms
 
 _SUBSET_STREAM = 0x73756273  # keeps the subset apart from what else is drawn with the user's seed
 _SEED_HEX = 15  # digits of a digest that torch's generators take as a seed: 60 bits

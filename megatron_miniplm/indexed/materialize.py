@@ -33,7 +33,7 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.existing import existing_corpus
 from megatron_miniplm.indexed.merge import Part, check_alike, copy_parts, inputs_behind, write_blend
 from megatron_miniplm.indexed.view import view_name, write_view
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.runtime.progress import Progress
 
 _LABEL = "refined"
 _REMEDY = "give another --output, or delete it together with its index caches in any --data-cache-path"

@@ -37,7 +37,7 @@ from megatron_miniplm.indexed.reader import IndexedCorpus, fingerprint_of
 from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, sidecar_path
 from megatron_miniplm.indexed.view import data_prefix
 from megatron_miniplm.indexed.writer import IndexedWriter
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 

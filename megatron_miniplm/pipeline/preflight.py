@@ -20,7 +20,7 @@ from typing import Any
 from megatron_miniplm.cli import COMMANDS, MEGATRON_PROGRAMS
 from megatron_miniplm.command_line import CommandParser, UsageError, did_you_mean
 from megatron_miniplm.errors import EXIT_BAD_INPUT, MiniPLMError, UnsupportedMegatronError
-from megatron_miniplm.terminal import printable
+from megatron_miniplm.runtime.terminal import printable
 
 #: What the names of our flags begin with in programs that take Megatron's flags.
 _OUR_PREFIX = "--miniplm-"

@@ -17,7 +17,7 @@ from megatron.core import mpu
 from megatron_miniplm.errors import NonFiniteScoreError
 from megatron_miniplm.indexed.pool import Pool
 from megatron_miniplm.mcore import program
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.runtime.progress import Progress
 from megatron_miniplm.scoring.feed import BlockSums
 from megatron_miniplm.scoring.nll import token_nll_and_argmax
 from megatron_miniplm.scoring.rows import BlockRows, ScoringRules, Windows, pack_rows

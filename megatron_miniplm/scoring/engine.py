@@ -17,10 +17,10 @@ from megatron_miniplm.artifacts.claims import Claims
 from megatron_miniplm.artifacts.manifest import TRAINING_DATA, ArtifactInput, input_of, is_prefix
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import Interrupted, MiniPLMError
-from megatron_miniplm.flops import peak_flops
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.pool import Pool
 from megatron_miniplm.mcore import models, program
+from megatron_miniplm.mcore.flops import peak_flops
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
 from megatron_miniplm.mcore.replica import StopRequest
 from megatron_miniplm.scoring.dispatch import Dispatch

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts.score_blocks import default_block_sequences
-from megatron_miniplm.hashing import uniforms
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity, identity_of_inputs
+from megatron_miniplm.runtime.hashing import uniforms
 from megatron_miniplm.scoring.rows import ScoringRules
 
 

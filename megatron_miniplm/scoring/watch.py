@@ -15,7 +15,7 @@ from megatron.core.utils import unwrap_model
 
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import MiniPLMError
-from megatron_miniplm.progress import LINE_INTERVAL_SECONDS, Progress
+from megatron_miniplm.runtime.progress import LINE_INTERVAL_SECONDS, Progress
 
 
 class FaultFinder:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.hashing import perturbed
+from megatron_miniplm.runtime.hashing import perturbed
 from megatron_miniplm.selection.attributes import Attributes
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.scored_corpus import Piece, ScoredCorpus, Scores

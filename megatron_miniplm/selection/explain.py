@@ -17,7 +17,7 @@ import numpy as np
 from megatron_miniplm.artifacts.scores import NOT_SCORED
 from megatron_miniplm.artifacts.selections import SELECTION, Selection, copies_of
 from megatron_miniplm.errors import CorruptArtifactError
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.runtime.progress import Progress
 from megatron_miniplm.selection.attributes import Attributes, collect_attributes
 from megatron_miniplm.selection.candidates import CandidateReader, Candidates
 from megatron_miniplm.selection.difference import UNITS

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from megatron_miniplm.errors import STOP_SIGNALS, InputError
-from megatron_miniplm.forking import can_fork
-from megatron_miniplm.launchers import adopt_srun
+from megatron_miniplm.runtime.launchers import adopt_srun
+from megatron_miniplm.runtime.processes import can_fork
 
 #: Processes without a launcher; each takes some 60 MB.
 MAX_FORKED = 16

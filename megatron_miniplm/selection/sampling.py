@@ -16,7 +16,7 @@ from megatron_miniplm.artifacts.manifest import Manifest, checksum_of, input_of,
 from megatron_miniplm.artifacts.selections import ARRAYS, FORMAT_VERSION, SEEN, SELECTION
 from megatron_miniplm.errors import InputError, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.runtime.progress import Progress
 from megatron_miniplm.selection.attributes import Attributes, collect_attributes
 from megatron_miniplm.selection.candidates import CandidateReader
 from megatron_miniplm.selection.comparability import refuse_incomparable

@@ -21,7 +21,7 @@ from megatron_miniplm.artifacts.selected_arrays import (
 )
 from megatron_miniplm.artifacts.selections import ARRAYS, copies_of
 from megatron_miniplm.indexed import write_view
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.runtime.progress import Progress
 from megatron_miniplm.selection.candidates import CandidateReader, Candidates
 from megatron_miniplm.selection.ranks import Ranks
 from megatron_miniplm.selection.rule import Rule

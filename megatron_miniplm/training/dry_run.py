@@ -21,7 +21,7 @@ from megatron.training import argument_utils, get_args, training
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore import program
 from megatron_miniplm.mcore.models import model_provider
-from megatron_miniplm.terminal import printable
+from megatron_miniplm.runtime.terminal import printable
 from megatron_miniplm.training.provider import train_valid_test_datasets_provider
 
 #: Letter of a `--hybrid-layer-pattern` -> what Megatron needs to build such a layer: module, and how to get it.

@@ -11,8 +11,8 @@ import numpy as np
 
 from megatron_miniplm.artifacts.selections import SelectedPrefix, Selection, copies_of
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
-from megatron_miniplm.hashing import perturbed
 from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.runtime.hashing import perturbed
 from megatron_miniplm.training.document_index import WHOLE_RUN, Phase, phases_of
 
 OBJECT_STORAGE = ("s3://", "msc://")

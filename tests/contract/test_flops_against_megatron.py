@@ -6,7 +6,7 @@ import pytest
 
 training = pytest.importorskip("megatron.training.training")
 
-from megatron_miniplm.flops import ModelShape  # noqa: E402
+from megatron_miniplm.mcore.flops import ModelShape  # noqa: E402
 
 ARGS = {
     "num_layers": 24,

@@ -12,10 +12,10 @@ from selections import sample, seal
 from megatron_miniplm.artifacts.scores import NOT_SCORED, PREDICTED_DIFFERENCE
 from megatron_miniplm.artifacts.selections import Selection, copies_of
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
-from megatron_miniplm.hashing import perturbed
 from megatron_miniplm.indexed import IndexedCorpus, write_view
 from megatron_miniplm.indexed.pieces import Pieces, crc32_of_runs
 from megatron_miniplm.indexed.sidecar import SidecarWriter, as_table
+from megatron_miniplm.runtime.hashing import perturbed
 from megatron_miniplm.selection import scored_corpus
 from megatron_miniplm.selection.explain import Explanation, decide, explain
 from megatron_miniplm.selection.rule import Rule

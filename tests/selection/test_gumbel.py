@@ -7,7 +7,7 @@ from megatron_runs import write_corpus
 from score_stores import write_scores
 from selections import on_ranks, sample
 
-from megatron_miniplm.hashing import perturbed
+from megatron_miniplm.runtime.hashing import perturbed
 from megatron_miniplm.selection.ranks import Ranks
 
 VALUES = np.array([1.2, 0.3, -0.4, 0.9, 0.0])

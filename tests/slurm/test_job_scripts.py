@@ -2,7 +2,7 @@
 
 Programs are bash scripts, stub_scoring.py and stub_training.py in place of real scoring and training. Other tests show
 what those do: what they refuse in tests/end_to_end/test_scoring_refusals.py, how they stop and continue in
-test_scoring_survival.py and test_training_survival.py, which exit codes they leave in tests/test_launchers.py.
+test_scoring_survival.py and test_training_survival.py, which exit codes they leave in tests/runtime/test_launchers.py.
 """
 
 import re

@@ -20,7 +20,7 @@ from megatron_miniplm.corpus.workers import WorkerPool
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
 from megatron_miniplm.indexed.view import source_sequences
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.runtime.progress import Progress
 
 Pool = WorkerPool[Any, tuple[np.ndarray, np.ndarray]]
 

@@ -22,7 +22,7 @@ from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.copying import runs_of_sequences, selected_pieces
 from megatron_miniplm.indexed.sidecar import SCHEMA
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.runtime.progress import Progress
 
 INVALID_UTF8 = "its bytes are not UTF-8; they were replaced by U+FFFD"
 OTHER_TEXT = "the source tokenizer gives other ids for its text, and these are another text"

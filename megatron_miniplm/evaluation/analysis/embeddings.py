@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.hashing import uniforms
+from megatron_miniplm.runtime.hashing import uniforms
 
 #: Tokens and UTF-8 texts of sequences: the `decode_batch` of a tokenizer.
 Decode = Callable[[np.ndarray, np.ndarray], list[bytes]]

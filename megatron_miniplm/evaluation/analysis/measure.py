@@ -17,7 +17,7 @@ from megatron_miniplm.evaluation.analysis.embeddings import Embedding
 from megatron_miniplm.evaluation.analysis.exact import Lengths, Origin, measure_lengths, measure_origin
 from megatron_miniplm.evaluation.analysis.scan import Scan, different_ngrams, scan
 from megatron_miniplm.evaluation.analysis.vocabulary import measure_vocabulary
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.runtime.progress import Progress
 
 #: Disjoint parts of a sample that are measured one by one, so that every number has a standard error.
 NUM_PARTS = 8

@@ -17,7 +17,7 @@ from megatron_miniplm.evaluation.analysis.measure import (
 from megatron_miniplm.evaluation.analysis.scan import NGRAM_TOKENS
 from megatron_miniplm.evaluation.analysis.vocabulary import COVERED_SHARE
 from megatron_miniplm.indexed.pieces import NO_DOMAIN
-from megatron_miniplm.progress import scaled
+from megatron_miniplm.runtime.progress import scaled
 
 MOST_DOMAINS = 30
 _Row = tuple[str, list[str]]

@@ -6,5 +6,5 @@ road         models and corpus -> floating point operations and bytes of every s
 comparison   the same students by other methods, and from how many students on ours is cheaper
 hardware     operations -> hours
 
-The formulas of one model are in `megatron_miniplm.flops`.
+The formulas of one model are in `megatron_miniplm.mcore.flops`.
 """

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.flops import PEAK_FLOPS
+from megatron_miniplm.mcore.flops import PEAK_FLOPS
 
 
 class Work(Enum):

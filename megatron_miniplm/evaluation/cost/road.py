@@ -9,8 +9,8 @@ from megatron_miniplm.artifacts.score_blocks import BlockPlan, default_block_seq
 from megatron_miniplm.artifacts.selected_arrays import INDEX_DTYPE, VALUE_DTYPE, WEIGHT_DTYPE
 from megatron_miniplm.evaluation.cost.hardware import Work
 from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
-from megatron_miniplm.flops import TRAINING_PASSES, ModelShape
 from megatron_miniplm.indexed.layout import IndexHeader, optimal_dtype
+from megatron_miniplm.mcore.flops import TRAINING_PASSES, ModelShape
 
 #: Of a block's checksum in the store's list of them.
 CHECKSUM_BYTES = 4

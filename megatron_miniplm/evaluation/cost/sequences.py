@@ -8,8 +8,8 @@ from typing import Self
 import numpy as np
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.flops import ModelShape
 from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.mcore.flops import ModelShape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.flops import ModelShape
+from megatron_miniplm.mcore.flops import ModelShape
 from megatron_miniplm.mcore.huggingface.config_json import read_config
 from megatron_miniplm.mcore.huggingface.model import locate
 

@@ -6,7 +6,7 @@ from typing import Any
 from megatron_miniplm.evaluation.cost.comparison import Method, break_even_students
 from megatron_miniplm.evaluation.cost.plan import Plan
 from megatron_miniplm.evaluation.cost.road import Stage
-from megatron_miniplm.flops import ModelShape
+from megatron_miniplm.mcore.flops import ModelShape
 
 #: Columns of the table of costs a student.
 NUMBERS_OF_STUDENTS = (1, 2, 3, 5, 10)

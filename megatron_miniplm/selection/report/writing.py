@@ -12,7 +12,7 @@ from megatron_miniplm.artifacts.manifest import manifest_path
 from megatron_miniplm.artifacts.selections import Selection
 from megatron_miniplm.corpus.tokenization.settings import TextEncoder
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.progress import Progress
+from megatron_miniplm.runtime.progress import Progress
 from megatron_miniplm.selection.attributes import collect_attributes
 from megatron_miniplm.selection.ranks import OneProcess
 from megatron_miniplm.selection.report.excerpts import Excerpt, ExcerptReader

@@ -11,7 +11,7 @@ from megatron_miniplm.evaluation.cost.hardware import Hardware, Work, peak_flops
 from megatron_miniplm.evaluation.cost.road import Models, RoadSettings, plan_road
 from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
 from megatron_miniplm.evaluation.cost.shapes import NAMED_SHAPES
-from megatron_miniplm.flops import ModelShape
+from megatron_miniplm.mcore.flops import ModelShape
 from megatron_miniplm.scoring.rows import cut_windows
 
 TEACHER, REFERENCE = NAMED_SHAPES["qwen1.5-1.8b"], NAMED_SHAPES["qwen-104m"]

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_miniplm.cli import report, run_tool
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.launchers import ERROR_FILE_VARIABLE, EXIT_CODES_VARIABLE, adopt_srun
+from megatron_miniplm.runtime.launchers import ERROR_FILE_VARIABLE, EXIT_CODES_VARIABLE, adopt_srun
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_rank_leaves_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_crash_leaves_exit_code_1(tmp_path: Path) -> None:
-    body = "from megatron_miniplm.launchers import leave_exit_code_of_crashes as l; l(); raise SystemError('a bug')"
+    body = "from megatron_miniplm.runtime.launchers import leave_exit_code_of_crashes as l; l(); raise SystemError('a bug')"
     environment = {**os.environ, EXIT_CODES_VARIABLE: str(tmp_path / "job")}
     process = subprocess.run([sys.executable, "-c", body], env=environment, capture_output=True, text=True)
     assert process.returncode == 1
@@ -123,7 +123,7 @@ def test_a_rank_leaves_its_error_with_its_exit_code(tmp_path: Path, monkeypatch:
 
 
 def test_torchrun_is_told_of_a_crash(tmp_path: Path) -> None:
-    body = "from megatron_miniplm.launchers import leave_exit_code_of_crashes as l; l(); raise SystemError('a bug')"
+    body = "from megatron_miniplm.runtime.launchers import leave_exit_code_of_crashes as l; l(); raise SystemError('a bug')"
     environment = {**os.environ, ERROR_FILE_VARIABLE: str(tmp_path / "error.json")}
     subprocess.run([sys.executable, "-c", body], env=environment, capture_output=True)
     message = json.loads((tmp_path / "error.json").read_text())["message"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_miniplm.terminal import PrintableFormatter, PrintableStream, printable, printable_json
+from megatron_miniplm.runtime.terminal import PrintableFormatter, PrintableStream, printable, printable_json
 
 
 def test_a_terminal_sequence_becomes_readable_text() -> None:

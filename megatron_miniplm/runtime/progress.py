@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from megatron_miniplm.terminal import printable
+from megatron_miniplm.runtime.terminal import printable
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from argparse import Namespace
 
 import pytest
 
-from megatron_miniplm.flops import ModelShape
+from megatron_miniplm.mcore.flops import ModelShape
 
 #: A layer: query and output 8 x 8, key and value 8 x 4, gate, up and down 8 x 20; then 8 x 50 logits.
 TINY = {

@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from megatron_miniplm import progress
-from megatron_miniplm.progress import Progress, scaled
+from megatron_miniplm.runtime import progress
+from megatron_miniplm.runtime.progress import Progress, scaled
 
 
 def test_off_a_terminal_a_line_is_logged_once_an_interval(
