@@ -32,6 +32,14 @@ def step(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return environment
 
 
+#: A program that ends with an exception that nobody catches.
+CRASH = """
+from megatron_miniplm.runtime.launchers import leave_exit_code_of_crashes
+leave_exit_code_of_crashes()
+raise SystemError("a bug")
+"""
+
+
 def test_a_task_of_srun_is_a_rank(step: dict[str, str]) -> None:
     adopt_srun()
     expected = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node3"}
@@ -93,9 +101,8 @@ def test_a_rank_leaves_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_crash_leaves_exit_code_1(tmp_path: Path) -> None:
-    body = "from megatron_miniplm.runtime.launchers import leave_exit_code_of_crashes as l; l(); raise SystemError('a bug')"
     environment = {**os.environ, EXIT_CODES_VARIABLE: str(tmp_path / "job")}
-    process = subprocess.run([sys.executable, "-c", body], env=environment, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-c", CRASH], env=environment, capture_output=True, text=True)
     assert process.returncode == 1
     assert "SystemError: a bug" in process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["job.1"]
@@ -123,9 +130,8 @@ def test_a_rank_leaves_its_error_with_its_exit_code(tmp_path: Path, monkeypatch:
 
 
 def test_torchrun_is_told_of_a_crash(tmp_path: Path) -> None:
-    body = "from megatron_miniplm.runtime.launchers import leave_exit_code_of_crashes as l; l(); raise SystemError('a bug')"
     environment = {**os.environ, ERROR_FILE_VARIABLE: str(tmp_path / "error.json")}
-    subprocess.run([sys.executable, "-c", body], env=environment, capture_output=True)
+    subprocess.run([sys.executable, "-c", CRASH], env=environment, capture_output=True)
     message = json.loads((tmp_path / "error.json").read_text())["message"]
     assert message["extraInfo"]["py_callstack"].endswith("SystemError: a bug")
     assert int(message["extraInfo"]["timestamp"]) > 0
