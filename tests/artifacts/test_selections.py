@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fuzzing import JSON_VALUES, fuzz
+from damage import JSON_VALUES
+from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from megatron_runs import write_corpus
@@ -100,9 +101,9 @@ def test_a_flipped_bit_in_any_array(selection: Path, what: str) -> None:
         read_all(selection)
 
 
-@fuzz(60)
+@fuzz("selection", 60)
 @given(data=st.data())
-def test_fuzz_of_bytes(pristine: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_fuzz_selection_of_bytes(pristine: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Whatever is changed, added or cut off: one of our errors, or nothing of it is read."""
     directory = copied(pristine, tmp_path_factory.mktemp("fuzzed"))
     path = data.draw(st.sampled_from(sorted(directory.iterdir())))
@@ -115,9 +116,9 @@ def test_fuzz_of_bytes(pristine: Path, tmp_path_factory: pytest.TempPathFactory,
         read_all(directory)
 
 
-@fuzz(60)
+@fuzz("selection", 60)
 @given(data=st.data())
-def test_fuzz_of_sealed_summaries(
+def test_fuzz_selection_of_sealed_summaries(
     pristine: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     """Any value anywhere in `selection.json`, under a manifest that agrees with it."""
