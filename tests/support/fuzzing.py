@@ -98,9 +98,9 @@ def _repeated(test: Any, tally: Tally, seconds: float) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         seed = int(os.environ.get(SEED_VARIABLE, random.SystemRandom().randrange(1 << 31)))
         tally.first_seed = tally.first_seed or seed
-        start = time.process_time()
+        start, used = time.process_time(), 0.0
         with _address_limit(_MAX_ADDRESS_BYTES):
-            while time.process_time() - start < seconds:
+            while used < seconds:
                 tally.num_rounds += 1
                 try:
                     hypothesis.seed(seed)(test)(*args, **kwargs)
@@ -108,8 +108,9 @@ def _repeated(test: Any, tally: Tally, seconds: float) -> Callable[..., None]:
                     error.add_note(f"in the round of {SEED_VARIABLE}={seed}")
                     raise
                 finally:
-                    seed += 1
-        tally.cpu_seconds += time.process_time() - start
+                    tally.cpu_seconds += time.process_time() - start - used
+                    used = time.process_time() - start
+                seed += 1
 
     return run
 
