@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from fuzzing import summary_lines
 from megatron_runs import TinyRun, train_tiny_checkpoint
 
 from megatron_miniplm.errors import STOP_SIGNALS
@@ -20,6 +21,11 @@ pytest_plugins = ("cost_plugin",)
 # A time limit for each example would fail on a machine that does something else as well.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in summary_lines():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -33,14 +33,19 @@ def read_json(
     """
     try:
         with open_regular(path) as stream:
-            data = stream.read(max_bytes + 1)
+            if stream.seek(0, 2) > max_bytes:
+                raise CorruptArtifactError(
+                    f"{path} is larger than {max_bytes:,} bytes, too large for a {what}: {remedy}"
+                )
+            stream.seek(0)
+            data = stream.read(max_bytes)
+    except CorruptArtifactError:
+        raise
     except (OSError, MiniPLMError) as error:
         reason = error.strerror or error if isinstance(error, OSError) else error
         if isinstance(error, PermissionError):
             remedy = "ask its owner for permission to read it"
         raise CorruptArtifactError(f"{path} cannot be read as the {what} ({reason}): {remedy}") from None
-    if len(data) > max_bytes:
-        raise CorruptArtifactError(f"{path} is larger than {max_bytes:,} bytes, too large for a {what}: {remedy}")
     return parse_json(data, where=path, what=what, expected=expected, remedy=remedy)
 
 

@@ -34,6 +34,7 @@ from megatron_miniplm.artifacts.selected_arrays import (
     check_header,
     num_blocks_of,
 )
+from megatron_miniplm.artifacts.selection_summary import checked_summary
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
 from megatron_miniplm.runtime.hashing import uniforms
 
@@ -174,13 +175,12 @@ class Selection:
                 "wrote"
             )
         summary = _read_summary(directory / SELECTION, manifest)
-        try:
-            prefixes, start = [], 0
-            for entry in summary["prefixes"]:
-                prefixes.append(_prefix(directory, entry, start, manifest.files))
-                start += prefixes[-1].num_source_sequences
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptArtifactError(f"{directory / SELECTION} is damaged ({error!r}): {_REMEDY}") from None
+        prefixes, start = [], 0
+        for entry in summary["prefixes"]:
+            if entry["checksums"] not in manifest.files:
+                raise CorruptArtifactError(f"{directory}/manifest.json has no file {entry['checksums']!r}: {_REMEDY}")
+            prefixes.append(_prefix(directory, entry, start, manifest.files))
+            start += prefixes[-1].num_source_sequences
         return cls(directory=directory, manifest=manifest, summary=summary, prefixes=tuple(prefixes))
 
     @property
@@ -200,42 +200,30 @@ def _read_summary(path: Path, manifest: Manifest) -> dict[str, Any]:
         )
     if digest_file(path) != manifest.files.get(SELECTION, {}).get("blake2b"):
         raise CorruptArtifactError(f"{path} does not match its checksum in the manifest: {_REMEDY}")
-    return summary
+    try:
+        return checked_summary(summary)
+    except ValueError as error:
+        raise CorruptArtifactError(f"{path} is damaged ({error}): {_REMEDY}") from None
 
 
 def _prefix(directory: Path, entry: Mapping[str, Any], start: int, files: Mapping[str, Any]) -> SelectedPrefix:
-    """One entry of `prefixes`; raises KeyError, TypeError or ValueError where it cannot be one."""
-    names = {name: _file_name(entry[name]) for name in ARRAYS}
-    counts = {name: entry[name] for name in ("num_source_sequences", "num_sequences", "num_tokens")}
-    if not all(type(count) is int and count >= 0 for count in counts.values()):
-        raise TypeError("counts must be integers of 0 or more")
-    if counts["num_sequences"] > counts["num_source_sequences"]:
-        raise ValueError("more sequences are kept than there are")
-    if not isinstance(entry["name"], str) or not isinstance(entry["fingerprint"], str):
-        raise TypeError("name and fingerprint must be strings")
+    """One entry of `prefixes`."""
     return SelectedPrefix(
         name=entry["name"],
         path=Path(os.path.normpath(directory / entry["path"])),
         start=start,
-        weighted_tokens=float(entry["weighted_tokens"]),
+        weighted_tokens=entry["weighted_tokens"],
         fingerprint=entry["fingerprint"],
-        indices_path=directory / names["indices"],
-        weights_path=directory / names["weights"],
-        values_path=directory / names["values"],
-        checksums_path=directory / names["checksums"],
-        checksums_digest=files[names["checksums"]]["blake2b"],
-        view=None if entry["view"] is None else directory / _file_name(entry["view"]),
-        num_source_sequences=counts["num_source_sequences"],
-        num_sequences=counts["num_sequences"],
-        num_tokens=counts["num_tokens"],
+        indices_path=directory / entry["indices"],
+        weights_path=directory / entry["weights"],
+        values_path=directory / entry["values"],
+        checksums_path=directory / entry["checksums"],
+        checksums_digest=files[entry["checksums"]]["blake2b"],
+        view=None if entry["view"] is None else directory / entry["view"],
+        num_source_sequences=entry["num_source_sequences"],
+        num_sequences=entry["num_sequences"],
+        num_tokens=entry["num_tokens"],
     )
-
-
-def _file_name(name: Any) -> str:
-    """The name of a file of the selection itself; never a path that leads elsewhere."""
-    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise ValueError(f"{name!r} is no file name")
-    return name
 
 
 def copies_of(weight_N: np.ndarray, ids_N: np.ndarray, *, seed: int, epoch: int = 0) -> np.ndarray:

@@ -56,6 +56,8 @@ class Measure:
         Raises:
             InputError: it has something else in it, or needs no score at all.
         """
+        if self.reduction not in REDUCTIONS:
+            raise InputError(f"--score-reduction {self.reduction!r} is not one of {', '.join(REDUCTIONS)}")
         nodes = list(ast.walk(self._tree()))
         called = [node.func for node in nodes if isinstance(node, ast.Call)]
         for node in nodes:

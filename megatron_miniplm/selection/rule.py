@@ -67,6 +67,13 @@ class Rule:
         given = [value for value in (self.ratio, self.target_tokens, self.threshold) if value is not None]
         if len(given) != 1:
             raise InputError("give one of --ratio, --target-tokens and --threshold")
+        for flag, choice, choices in (
+            ("--ratio-of", self.ratio_of, RATIO_OF),
+            ("--sampling", self.sampling, SAMPLING),
+            ("--weights", self.weights, WEIGHTS),
+        ):
+            if choice not in choices:
+                raise InputError(f"{flag} {choice!r} is not one of {', '.join(choices)}")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise InputError(f"--ratio {self.ratio} must lie in (0, 1]")
         if self.target_tokens is not None and self.target_tokens < 1:

@@ -134,8 +134,8 @@ class Pool:
                 f"{directory} was made with --per-domain or --drop-negative, which a schedule of one ratio would undo: "
                 "select without, or leave --miniplm-ratio-schedule out"
             )
-        if int(max(ratios) * summary["num_eligible"]) > summary["num_kept"]:
-            held = summary["num_kept"] / summary["num_eligible"]
+        if max(1, int(max(ratios) * summary["num_eligible"])) > summary["num_kept"]:
+            held = summary["num_kept"] / max(1, summary["num_eligible"])
             raise InputError(
                 f"--miniplm-ratio-schedule asks for {max(ratios)} of the scored sequences, {directory} holds "
                 f"{held:.6g}: select again with --ratio {max(ratios)}"

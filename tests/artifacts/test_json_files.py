@@ -1,8 +1,10 @@
 import json
 import os
+import tracemalloc
 
 import pytest
-from fuzzing import JSON_VALUES, fuzz
+from damage import JSON_VALUES, damaged_json
+from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,8 +61,11 @@ def test_true_is_not_an_integer():
 def test_no_more_is_read_than_allowed(tmp_path):
     with (tmp_path / "f.json").open("wb") as stream:
         stream.truncate(1 << 40)
-    with pytest.raises(CorruptArtifactError, match="is larger than 1,000 bytes, too large for a file"):
-        read_json(tmp_path / "f.json", what="file", max_bytes=1000)
+    tracemalloc.start()
+    with pytest.raises(CorruptArtifactError, match="is larger than 64,000,000 bytes, too large for a file"):
+        read_json(tmp_path / "f.json", what="file", max_bytes=64_000_000)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_what_cannot_be_opened(tmp_path):
@@ -70,9 +75,11 @@ def test_what_cannot_be_opened(tmp_path):
             read_json(tmp_path / name, what="file")
 
 
-@fuzz(150)
-@given(st.one_of(st.binary(max_size=60), JSON_VALUES.map(lambda value: json.dumps(value).encode())))
-def test_fuzz_json_is_a_value_that_can_be_written_again_or_one_error(data):
+@fuzz("manifest", 150)
+@given(
+    st.one_of(st.binary(max_size=60), JSON_VALUES.map(lambda value: json.dumps(value).encode()), damaged_json(VALUE))
+)
+def test_fuzz_manifest_json_is_a_value_that_can_be_written_again_or_one_error(data):
     try:
         value = parse_json(data, where="x", what="file", expected=object)
     except CorruptArtifactError:

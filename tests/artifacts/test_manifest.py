@@ -1,16 +1,17 @@
-import copy
 import json
 import os
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from fuzzing import JSON_VALUES, fuzz
+from damage import NO_FILES, damaged_json, put, put_no_file
+from fuzzing import fuzz, refusal_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_miniplm.artifacts import ArtifactInput, Manifest, load_manifest, manifest_path
+from megatron_miniplm.artifacts.lineage import lineage_lines
 from megatron_miniplm.artifacts.manifest import checksum_of, input_of, verify_files
+from megatron_miniplm.cli import run_tool
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 
 MANIFEST = Manifest(
@@ -118,27 +119,31 @@ def test_files_below_the_artifact_only(tmp_path, name):
         load_manifest(tmp_path)
 
 
-def test_fuzz_a_damaged_manifest_is_one_error(tmp_path_factory):
+def test_fuzz_manifest(tmp_path_factory):
+    """Any change to the values or bytes of a manifest, or no file in its place: one error, or a manifest to write."""
     directory = tmp_path_factory.mktemp("fuzz")
-    MANIFEST.write(directory)
+    (directory / "corpus.bin").write_bytes(bytes(12))
+    replace(MANIFEST, files={"corpus.bin": checksum_of(directory / "corpus.bin")}).write(directory)
     values = json.loads((directory / "manifest.json").read_text())
+    values["inputs"].append({"role": "corpus", "path": ".", "fingerprint": "00"})  # itself
 
-    @fuzz(150)
-    @given(field=st.sampled_from([*values, "files/corpus.bin", "counts/num_sequences", "inputs/0"]), value=JSON_VALUES)
-    def try_value(field, value):
-        changed = copy.deepcopy(values)
-        *path, last = [int(part) if part.isdigit() else part for part in field.split("/")]
-        target = changed
-        for part in path:
-            target = target[part]
-        target[last] = value
-        (directory / "manifest.json").write_text(json.dumps(changed))
-        with suppress(CorruptArtifactError):
-            manifest = load_manifest(directory)
-            verify_files(directory, manifest)
-            manifest.write(directory / "again")
+    assert run_tool("inspect", [str(directory), "--check"]) == 0
 
-    try_value()
+    @fuzz("manifest", 150)
+    @given(data=st.data())
+    def damage(data):
+        path = directory / "manifest.json"
+        if data.draw(st.integers(0, 9)) == 9:
+            put_no_file(path, data.draw(st.sampled_from(NO_FILES)))
+        else:
+            put(path, data.draw(damaged_json(values)))
+        faults = refusal_of(lambda: verify_files(directory, load_manifest(directory)))
+        assert faults is None or str(directory) in str(faults)
+        refusal_of(lambda: load_manifest(directory).write(directory / "again"))
+        refusal_of(lambda: lineage_lines(directory))
+        assert run_tool("inspect", [str(directory), "--check"]) in (0, 2)
+
+    damage()
 
 
 def test_lacking_field(tmp_path):

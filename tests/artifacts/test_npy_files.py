@@ -95,9 +95,9 @@ def test_what_cannot_be_opened(tmp_path):
             open_array(tmp_path / name, what="indices", dtype=INDEX, shape=(None,))
 
 
-@fuzz(100)
+@fuzz("npy", 100)
 @given(data=st.data())
-def test_fuzz_a_changed_file_is_refused_or_has_the_right_shape(data, tmp_path_factory):
+def test_fuzz_npy_a_changed_file_is_refused_or_has_the_right_shape(data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "fuzzed.npy"
     np.save(path, np.arange(3))
     content = bytearray(path.read_bytes())

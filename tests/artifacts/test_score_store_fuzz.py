@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzzing import JSON_VALUES, fuzz
+from damage import JSON_VALUES
+from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from megatron_runs import write_corpus
@@ -43,8 +44,8 @@ def look_at(directory: Path) -> list[float]:
     return nll_N.tolist()
 
 
-def test_fuzz_damaged_files(finished: ScoreStore) -> None:
-    @fuzz(60)
+def test_fuzz_scores_damaged_files(finished: ScoreStore) -> None:
+    @fuzz("scores", 60)
     @given(data=st.data())
     def damage(data: st.DataObject) -> None:
         path = finished.directory / data.draw(st.sampled_from(FILES))
@@ -62,13 +63,13 @@ def test_fuzz_damaged_files(finished: ScoreStore) -> None:
     damage()
 
 
-def test_fuzz_made_up_identities(finished: ScoreStore) -> None:
+def test_fuzz_scores_made_up_identities(finished: ScoreStore) -> None:
     path = finished.directory / "identity.json"
     values: dict[str, Any] = json.loads(path.read_text())
     places = ("format_version", "model", "corpus", "settings", "corpus/0", "settings/block_sequences")
     counts = st.sampled_from([0, 1, -1, 2**31, 2**39, 2**62, 2**64, 10**30, 1.5, True])
 
-    @fuzz(60)
+    @fuzz("scores", 60)
     @given(place=st.sampled_from([*places, "corpus/0/num_sequences"]), value=counts | JSON_VALUES)
     def make_up(place: str, value: Any) -> None:
         changed = copy.deepcopy(values)

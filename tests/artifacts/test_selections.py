@@ -1,21 +1,28 @@
 """A selection on disk: what is refused when it is opened, and what its lookup verifies."""
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fuzzing import JSON_VALUES, fuzz
+from damage import NO_FILES, damaged_bytes, damaged_json, put, put_no_file
+from fuzzing import fuzz, refusal_of
 from hypothesis import given
 from hypothesis import strategies as st
 from megatron_runs import write_corpus
 from score_stores import write_scores
 from selections import sample, seal
 
+from megatron_miniplm.artifacts.manifest import checksum_of
 from megatron_miniplm.artifacts.selections import Selection
-from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
+from megatron_miniplm.cli import run_tool
+from megatron_miniplm.errors import CorruptArtifactError, InputError
+from megatron_miniplm.selection.comparability import warning_of
+from megatron_miniplm.selection.explain import explain
+from megatron_miniplm.selection.report.writing import write_report
+from megatron_miniplm.training.refinement import Pool
+from megatron_miniplm.training.schedule import Phase
 
 NUM_SEQUENCES = 12
 
@@ -48,6 +55,25 @@ def read_all(directory: Path) -> None:
         prefix.values()
         prefix.weights()
         prefix.look_up(np.asarray(prefix.indices()[:1]))
+
+
+def read_as_training_does(directory: Path) -> None:
+    """Compute what schedules and warnings need."""
+    warning_of(Selection.open(directory).summary, is_difference=True)
+    for ratio, temperature in ((0.01, None), (0.25, None), (0.5, 0.5)):
+        pool = Pool(
+            selection=Selection.open(directory), phases=(Phase(start_sample=0, ratio=ratio, temperature=temperature),)
+        )
+        pool.check()
+        for prefix in pool.selection.prefixes:
+            pool.keeps(prefix, slice(None), 0)
+
+
+def seal_summary(directory: Path) -> None:
+    """Make the manifest agree with a `selection.json` that was changed."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"]["selection.json"] = checksum_of(directory / "selection.json")
+    (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
@@ -100,40 +126,78 @@ def test_a_flipped_bit_in_any_array(selection: Path, what: str) -> None:
         read_all(selection)
 
 
-@fuzz(60)
+@fuzz("selection", 60)
 @given(data=st.data())
-def test_fuzz_of_bytes(pristine: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Whatever is changed, added or cut off: one of our errors, or nothing of it is read."""
-    directory = copied(pristine, tmp_path_factory.mktemp("fuzzed"))
+def test_fuzz_selection_of_bytes(pristine: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Whatever is changed, added, cut off or replaced by no file: one of our errors, or nothing of it is read."""
+    directory = copied(pristine, tmp_path_factory.getbasetemp() / "fuzzed")
     path = data.draw(st.sampled_from(sorted(directory.iterdir())))
-    content = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, max(0, len(content) - 1)))
-        content[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=6))
-    path.write_bytes(content)
-    with suppress(MiniPLMError):
-        read_all(directory)
+    content = path.read_bytes()
+    if data.draw(st.integers(0, 9)) == 9:
+        put_no_file(path, data.draw(st.sampled_from(NO_FILES)))
+    else:
+        path.write_bytes(data.draw(damaged_bytes(content)))
+    refusal_of(lambda: read_all(directory))
+    put(path, content)
 
 
-@fuzz(60)
-@given(data=st.data())
-def test_fuzz_of_sealed_summaries(
-    pristine: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    """Any value anywhere in `selection.json`, under a manifest that agrees with it."""
-    directory = copied(pristine, tmp_path_factory.mktemp("fuzzed"))
-    summary: dict[str, Any] = json.loads((directory / "selection.json").read_text())
-    target = data.draw(st.sampled_from([summary, summary["prefixes"][0]]))
-    target[data.draw(st.sampled_from(sorted(target)))] = data.draw(JSON_VALUES)
-    text = json.dumps(summary)
-    (directory / "selection.json").write_text(text)
-    manifest = json.loads((directory / "manifest.json").read_text())
-    from megatron_miniplm.artifacts.manifest import checksum_of
+SUMMARY_FIELDS = (
+    *("format_version", "from_scores", "score_reduction", "sampling", "per_domain", "drop_negative", "weights"),
+    *("repeat", "index_only", "seen_by_reference", "keep_domains", "drop_domains", "min_tokens"),
+    *("num_sequences", "num_eligible", "num_kept", "num_kept_tokens", "num_scored_tokens", "num_kept_scored_tokens"),
+    *("num_seen_by_reference", "mean_value", "mean_kept_value", "lowest_kept_value", "negative_fraction"),
+    *("thresholds", "prefixes", "prefixes/0", "thresholds/0", "thresholds/0/key", "thresholds/0/sequence"),
+    *("prefixes/0/weighted_tokens", "prefixes/0/path", "prefixes/0/view", "prefixes/0/num_tokens"),
+)
 
-    manifest["files"]["selection.json"] = checksum_of(directory / "selection.json")
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-    with suppress(MiniPLMError):
-        read_all(directory)
+
+@pytest.mark.parametrize("place", SUMMARY_FIELDS)
+@pytest.mark.parametrize("value", [[3], {"a": 1}])
+def test_a_field_of_another_type(selection: Path, place: str, value: Any) -> None:
+    """Refused where it is read, though the checksum is right."""
+    summary = json.loads((selection / "selection.json").read_text())
+    *outer, last = [int(part) if part.isdigit() else part for part in place.split("/")]
+    target: Any = summary
+    for part in outer:
+        target = target[part]
+    target[last] = value
+    (selection / "selection.json").write_text(json.dumps(summary))
+    seal_summary(selection)
+    with pytest.raises(CorruptArtifactError, match=r"selection\.json (is damaged|has format version)"):
+        Selection.open(selection)
+
+
+@pytest.mark.parametrize(
+    ("place", "change"), [("num_kept", 1), ("num_kept_tokens", -1), ("num_eligible", -7), ("num_sequences", 1)]
+)
+def test_counts_that_contradict_each_other(selection: Path, place: str, change: int) -> None:
+    summary = json.loads((selection / "selection.json").read_text())
+    summary[place] += change
+    (selection / "selection.json").write_text(json.dumps(summary))
+    seal_summary(selection)
+    with pytest.raises(CorruptArtifactError, match=r"selection\.json is damaged \(num_"):
+        Selection.open(selection)
+
+
+def test_fuzz_selection_of_sealed_summaries(pristine: Path) -> None:
+    """Any change to `selection.json`, under a manifest that agrees with it, is read or refused by all that read it."""
+    directory = copied(pristine, pristine.parent / "sealed")
+    summary = json.loads((directory / "selection.json").read_text())
+    write_report(directory, directory.parent / "report", num_examples=1)
+
+    @fuzz("selection", 60)
+    @given(data=st.data())
+    def damage(data: st.DataObject) -> None:
+        content = data.draw(damaged_json(summary))
+        (directory / "selection.json").write_bytes(content)
+        seal_summary(directory)
+        refusal_of(lambda: read_all(directory))
+        refusal_of(lambda: read_as_training_does(directory))
+        refusal_of(lambda: explain(Selection.open(directory), [0, NUM_SEQUENCES - 1]))
+        refusal_of(lambda: write_report(directory, directory.parent / "report", num_examples=1))
+        assert run_tool("inspect", [str(directory)]) in (0, 2)
+
+    damage()
 
 
 def test_a_selection_made_whole_by_hand(selection: Path) -> None:

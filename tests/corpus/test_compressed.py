@@ -66,14 +66,14 @@ def test_memory_does_not_grow_with_a_line() -> None:
     assert found == [(0, b'{"text": "a"}\n'), (14, None), (second, b'{"text": "b"}\n')]
 
 
-@fuzz(150)
+@fuzz("text", 150)
 @given(
     data=st.lists(st.sampled_from([b"\n", b"a", b"bb", b"c" * 30, b"\n\n"]), max_size=40).map(b"".join),
     piece=st.integers(1, 50),
     unit=st.integers(1, 60),
     bound=st.integers(1, 40),
 )
-def test_fuzz_lines_come_once_and_in_order(data: bytes, piece: int, unit: int, bound: int) -> None:
+def test_fuzz_text_lines_come_once_and_in_order(data: bytes, piece: int, unit: int, bound: int) -> None:
     pieces = iter([data[start : start + piece] for start in range(0, len(data), piece)])
     position = 0
     for start, lines in whole_lines(lambda: next(pieces, b""), unit_bytes=unit, max_line_bytes=bound):
@@ -89,9 +89,9 @@ def test_fuzz_lines_come_once_and_in_order(data: bytes, piece: int, unit: int, b
     assert position == len(data)
 
 
-@fuzz(60)
+@fuzz("text", 60)
 @given(data=st.data(), suffix=st.sampled_from(sorted(COMPRESS)))
-def test_fuzz_a_damaged_file_is_read_or_refused(
+def test_fuzz_text_damaged_file_is_read_or_refused(
     data: st.DataObject, suffix: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("fuzz") / f"a.jsonl{suffix}"

@@ -109,9 +109,11 @@ def test_a_text_within_an_object_is_read(tmp_path: Path) -> None:
     ]
 
 
-@fuzz(60)
+@fuzz("parquet", 60)
 @given(data=st.data())
-def test_fuzz_a_damaged_file_is_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_fuzz_parquet_damaged_file_is_read_or_refused(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """No traceback, whatever byte is wrong."""
     path = tmp_path_factory.mktemp("fuzz") / "a.parquet"
     table = pa.table({"text": ["one", "two", None] * 5, "meta": [{"id": 1}] * 15})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import damaged_bytes, damaged_indices
 from fuzzing import fuzz, refusal_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from megatron_miniplm.corpus.retokenization.convert import TOKENS, ConversionSettings, convert_prefixes
 from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.indexed import IndexedWriter
-from megatron_miniplm.indexed.layout import HEADER
 from megatron_miniplm.indexed.materialize import materialize
 from megatron_miniplm.indexed.merge import merge_prefixes
 from megatron_miniplm.selection.split import split_reference
@@ -42,21 +42,15 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prefix
 
 
-@fuzz(80)
+@fuzz("idx", 80)
 @given(data=st.data(), action=st.sampled_from(sorted(ACTIONS)))
-def test_fuzz_a_damaged_index_is_used_or_refused(data: st.DataObject, action: str, prefix: Path) -> None:
+def test_fuzz_idx_that_is_damaged_is_used_or_refused(data: st.DataObject, action: str, prefix: Path) -> None:
     directory = prefix.parent / "fuzz"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     for suffix in (".bin", ".idx"):
         shutil.copy(prefix.with_name(prefix.name + suffix), directory)
-    content = bytearray((directory / "corpus.idx").read_bytes())
-    places = st.integers(0, HEADER.size - 1) | st.integers(0, len(content) - 1)
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(places)
-        new = data.draw(st.binary(min_size=1, max_size=1) | st.sampled_from([b"\xff" * 8, b"\x7f" * 8, bytes(8)]))
-        content[place : place + len(new)] = new[: len(content) - place]
-    content = content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))]
-    (directory / "corpus.idx").write_bytes(content)
+    path = directory / "corpus.idx"
+    path.write_bytes(data.draw(damaged_indices(path.read_bytes()) | damaged_bytes(path.read_bytes())))
     error = refusal_of(lambda: ACTIONS[action](directory / "corpus", directory / "out"))
     assert error is None or "\n" not in str(error)

@@ -317,9 +317,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[IndexedCorpus, b
     return IndexedCorpus.open(prefix), sidecar_path(prefix).read_bytes()
 
 
-@fuzz(60)
+@fuzz("sidecar", 60)
 @given(data=st.data())
-def test_fuzz(pristine: tuple[IndexedCorpus, bytes], data: st.DataObject) -> None:
+def test_fuzz_sidecar(pristine: tuple[IndexedCorpus, bytes], data: st.DataObject) -> None:
     """Bytes of the file, or values of its rows: rows that belong to the corpus, or one of our errors."""
     corpus, whole = pristine
     path = sidecar_path(corpus.prefix)

@@ -122,7 +122,7 @@ def test_the_metadata_cannot_lead_out_of_the_checkpoint(tmp_path: Path, relative
     assert file.exists()
 
 
-@fuzz(60)
+@fuzz("checkpoint", 60)
 @given(place=st.integers(0, 1 << 12), value=st.integers(0, 255), cut=st.booleans(), in_data=st.booleans())
 def test_fuzz_damage(
     tmp_path_factory: pytest.TempPathFactory, place: int, value: int, cut: bool, in_data: bool

@@ -378,7 +378,7 @@ def test_indices_that_are_not_those_of_the_scores(indices: list[int], which: str
 def test_an_index_beyond_the_prefix_that_is_counted() -> None:
     sample(TEACHER, REFERENCE, OUTPUT)
     summary = json.loads((OUTPUT / "selection.json").read_text())
-    summary["prefixes"][0]["num_sequences"] = 3
+    summary["prefixes"][0]["num_sequences"] = summary["num_kept"] = 3
     (OUTPUT / "selection.json").write_text(json.dumps(summary))
     for name, array in (
         ("indices", np.array([0, 3, 4], "<i8")),
@@ -414,7 +414,7 @@ def test_a_summary_that_lacks_something(name: str) -> None:
     del summary[name]
     (OUTPUT / "selection.json").write_text(json.dumps(summary))
     seal(OUTPUT)
-    with pytest.raises(CorruptArtifactError, match=f"selection.json does not say how it was made .*{name}"):
+    with pytest.raises(CorruptArtifactError, match=f"selection.json is damaged .*{name}"):
         explain(Selection.open(OUTPUT), [0])
 
 

@@ -239,7 +239,7 @@ FIELDS = st.sampled_from(
 )
 
 
-@fuzz(60)
+@fuzz("config", 60)
 @given(family=st.sampled_from(sorted(FAMILIES)), changes=st.dictionaries(FIELDS, VALUES, min_size=1, max_size=3))
 def test_fuzz_configs(tmp_path_factory: pytest.TempPathFactory, family: str, changes: dict[str, Any]) -> None:
     """An architecture of whole, bounded numbers, or one of our errors that names the file."""

@@ -168,9 +168,9 @@ def whole_headers(draw: st.DrawFn) -> tuple[bytes, int]:
     return json.dumps(header).encode(), stop + draw(st.sampled_from([0, 0, 0, 1]))
 
 
-@fuzz(100)
+@fuzz("safetensors", 100)
 @given(case=st.one_of(whole_headers(), st.tuples(HEADERS, st.integers(0, 40))), cut=st.integers(0, 12))
-def test_fuzz_headers(tmp_path_factory: pytest.TempPathFactory, case: tuple[bytes, int], cut: int) -> None:
+def test_fuzz_safetensors_headers(tmp_path_factory: pytest.TempPathFactory, case: tuple[bytes, int], cut: int) -> None:
     """What is accepted is what the library finds; whatever else is one of our errors that names the file."""
     path = write(tmp_path_factory.getbasetemp() / "fuzzed.safetensors", *case)
     if cut > 6:
