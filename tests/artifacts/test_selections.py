@@ -21,8 +21,8 @@ from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.selection.comparability import warning_of
 from megatron_miniplm.selection.explain import explain
 from megatron_miniplm.selection.report.writing import write_report
+from megatron_miniplm.training.document_index import Phase
 from megatron_miniplm.training.refinement import Pool
-from megatron_miniplm.training.schedule import Phase
 
 NUM_SEQUENCES = 12
 
