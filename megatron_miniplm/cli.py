@@ -80,6 +80,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("status", "show the stages of a SLURM pipeline: state, jobs, progress, time left, errors"),
     "inspect": ("inspect", "show what an artifact holds and where it comes from, or check that it is intact"),
     "lineage": ("lineage", "print the tree from an artifact down to raw files and checkpoints"),
+    "completion": ("completion", "print a script that completes commands and flags in bash, zsh or fish"),
 }
 MEGATRON_PROGRAMS = frozenset(
     {
