@@ -12,10 +12,10 @@ READY := $(VENV)/.ready
 
 install: $(READY)
 
-$(READY): setup.py constraints.txt
+$(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.12 or 3.13 is needed (megatron-core's training loop asks for it)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[megatron,dev,eval]'
 	@touch $@
 
 SLURM_PROGRAMS := munged slurmctld slurmd sbatch srun shellcheck

@@ -16,10 +16,19 @@ from collections.abc import Sequence
 from types import FrameType, ModuleType
 from typing import TextIO, cast
 
-from megatron_miniplm import __version__
-from megatron_miniplm.command_line import HELP_FLAGS, CommandParser, UsageError, did_you_mean, print_help
+from megatron_miniplm.command_line import (
+    HELP_FLAGS,
+    CommandParser,
+    MissingFlagError,
+    UsageError,
+    did_you_mean,
+    print_help,
+    print_version,
+)
 from megatron_miniplm.errors import EXIT_RESUMABLE, STOP_SIGNALS, MiniPLMError, unusable_path
 from megatron_miniplm.mcore.megatron_output import hide_unless_verbose
+from megatron_miniplm.mcore.versions import find_megatron
+from megatron_miniplm.requirements import missing, missing_packages_are_user_errors
 from megatron_miniplm.runtime.launchers import (
     adopt_srun,
     leave_exit_code,
@@ -71,6 +80,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("status", "show the stages of a SLURM pipeline: state, jobs, progress, time left, errors"),
     "inspect": ("inspect", "show what an artifact holds and where it comes from, or check that it is intact"),
     "lineage": ("lineage", "print the tree from an artifact down to raw files and checkpoints"),
+    "completion": ("completion", "print a script that completes commands and flags in bash, zsh or fish"),
 }
 MEGATRON_PROGRAMS = frozenset(
     {
@@ -96,7 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = "commands:\n" + "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
     parser = CommandParser("miniplm", DESCRIPTION, epilog=commands, usage="%(prog)s command <flags>")
     parser.add_argument("command", nargs="?", metavar="command", help="see below; each has its own --help")
-    parser.add_argument("--version", action="version", version=f"megatron-miniplm {__version__}")
     try:
         if name := parser.parse_args(argv).command:
             raise UsageError(f"miniplm has no command {name}{did_you_mean(name, COMMANDS)} (--help lists the commands)")
@@ -115,8 +124,10 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
     if name not in MEGATRON_PROGRAMS:
         # No tool multiplies matrices, and a process with threads that NumPy has started cannot be forked.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[name][0]}")
     argv = list(sys.argv[1:] if argv is None else argv)
+    if print_version(argv, visible=os.environ.get("RANK", "0") == "0"):
+        return 0
+    module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[name][0]}")
     if not logging.root.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(PrintableFormatter("%(message)s"))
@@ -143,12 +154,20 @@ def _run(name: str, module: ModuleType, argv: list[str], program: str | None) ->
             hide_unless_verbose()
             leave_exit_code_of_crashes()
             adopt_srun()
-            module.run(argv)
+            if find_megatron().location is None:
+                raise missing("megatron.core", f"miniplm {name}")
+            with missing_packages_are_user_errors(f"miniplm {name}"):
+                module.run(argv)
             return 0
         parser = CommandParser(program, module.__doc__)
         module.add_arguments(parser)
         arguments = parser.parse_args(argv)
-        return int(module.run(arguments) or 0)
+        with missing_packages_are_user_errors(f"miniplm {name}"):
+            return int(module.run(arguments) or 0)
+    except MissingFlagError as error:
+        suggested = error.with_suggestion(argv)
+        suggested.reported_elsewhere = error.reported_elsewhere
+        return report(suggested)
     except MiniPLMError as error:
         return report(error)
     except OSError as error:

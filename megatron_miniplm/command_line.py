@@ -5,15 +5,23 @@ Megatron's parser has some 700 flags. Its programs show ours by `--help`, and al
 
 import argparse
 import difflib
-from collections.abc import Callable, Collection, Iterable
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any, NoReturn
 
+from megatron_miniplm import __version__
 from megatron_miniplm.errors import InputError
 
 HELP_FLAGS = ("-h", "--help")
 HELP_MEGATRON = "--help-megatron"
+VERSION_FLAG = "--version"
+VERSION = f"megatron-miniplm {__version__}"
 #: What argparse calls flags that it does not know.
 _UNKNOWN = "unrecognized arguments: "
+#: What argparse says of required flags, before it looks for unknown ones.
+_REQUIRED = re.compile(r"(?:the following arguments are required:|one of the arguments .* is required)")
 _MEGATRON_NOTE = f"Megatron's own flags are accepted too; {HELP_MEGATRON} lists all of them."
 
 AddArguments = Callable[[argparse.ArgumentParser], Any]
@@ -21,6 +29,18 @@ AddArguments = Callable[[argparse.ArgumentParser], Any]
 
 class UsageError(InputError):
     """A command line that cannot be parsed."""
+
+
+class MissingFlagError(UsageError):
+    """A flag that this use of a command needs, and that argparse does not know to be required."""
+
+    def __init__(self, flag: str, reason: str) -> None:
+        super().__init__(f"{flag} is missing: {reason}")
+        self.flag = flag
+
+    def with_suggestion(self, words: Iterable[str]) -> "UsageError":
+        """The same error with the words of the command line that may be meant as the flag."""
+        return UsageError(f"{self}{''.join(_mistyped([self.flag], _flags_among(words)))}")
 
 
 class PlainHelp(argparse.RawDescriptionHelpFormatter):
@@ -38,10 +58,23 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, program: str | None = None, description: str | None = None, **settings: Any) -> None:
         super().__init__(prog=program, description=description, formatter_class=PlainHelp, **settings)
+        self._words: Sequence[str] = ()
+        if self.add_help:
+            add_version(self)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; the words are kept for `error`."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise `UsageError`, with a suggestion for each unknown flag."""
-        raise UsageError(usage_message(self, message))
+        raise UsageError(usage_message(self, message, self._words))
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`."""
+    parser.add_argument(VERSION_FLAG, action="version", version=VERSION, help="print the version and exit")
 
 
 def our_flags_only(command: str) -> CommandParser:
@@ -49,20 +82,66 @@ def our_flags_only(command: str) -> CommandParser:
     return CommandParser(f"miniplm {command}", add_help=False, allow_abbrev=False)
 
 
-def usage_message(parser: argparse.ArgumentParser, message: str) -> str:
-    """What argparse says of a command line, in one line, with the flags that may have been meant."""
+def usage_message(parser: argparse.ArgumentParser, message: str, words: Sequence[str] = ()) -> str:
+    """What argparse says of a command line, in one line, with the flags that may have been meant.
+
+    Args:
+        words: the command line. A required flag that is mistyped is reported as missing, and the typo is found here.
+    """
     flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
     if message.startswith(_UNKNOWN):
         unknown = message.removeprefix(_UNKNOWN).split()
         named = [word.split("=", 1)[0] for word in unknown if word.startswith("-")] or unknown
         message = "; ".join(f"{word} is unknown{did_you_mean(word, flags)}" for word in named)
+    elif _REQUIRED.match(message):
+        unknown = [word for word in _flags_among(words) if not _takes(parser, word)]
+        message += "".join(_mistyped(_required_flags(parser), unknown))
     return f"{parser.prog}: {message} ({HELP_FLAGS[1]} lists the flags)"
 
 
-def did_you_mean(word: str, known: Collection[str]) -> str:
+def _required_flags(parser: argparse.ArgumentParser) -> list[str]:
+    """Every flag that must be given, alone or as one of a group."""
+    groups = [group._group_actions for group in parser._mutually_exclusive_groups if group.required]
+    actions = [action for action in parser._actions if action.required or any(action in group for group in groups)]
+    return [flag for action in actions for flag in action.option_strings if flag.startswith("--")]
+
+
+def _flags_among(words: Iterable[str]) -> list[str]:
+    """The long flags of a command line, without values."""
+    flags_only = takewhile(lambda word: word != "--", words)
+    return [word.split("=", 1)[0] for word in flags_only if word.startswith("--")]
+
+
+def _takes(parser: argparse.ArgumentParser, flag: str) -> bool:
+    """Whether the parser knows the flag, or an abbreviation that it accepts."""
+    known = parser._option_string_actions
+    return flag in known or (parser.allow_abbrev and any(name.startswith(flag) for name in known))
+
+
+def _mistyped(required: Sequence[str], unknown: Sequence[str]) -> Iterator[str]:
+    """A clause for each unknown flag that resembles a required one; other unknown flags may be Megatron's."""
+    for word in unknown:
+        if word not in required and (suggestion := did_you_mean(word, required, cutoff=0.8)):
+            yield f"; {word} is unknown{suggestion}"
+
+
+def did_you_mean(word: str, known: Collection[str], *, cutoff: float = 0.7) -> str:
     """`: did you mean X?` with the most similar known words, or nothing where none is similar."""
-    found = difflib.get_close_matches(word, known, n=2, cutoff=0.7)
+    found = difflib.get_close_matches(word, known, n=2, cutoff=cutoff)
     return f": did you mean {' or '.join(found)}?" if found else ""
+
+
+def print_version(words: Iterable[str], *, visible: bool = True) -> bool:
+    """Print the version if a command line asks for it; whether it does. Needs no parser, and no Megatron.
+
+    Args:
+        visible: False on ranks that have nothing to say.
+    """
+    if VERSION_FLAG not in words:
+        return False
+    if visible:
+        print(VERSION)
+    return True
 
 
 def wants_help(arguments: Iterable[str]) -> bool:
@@ -99,6 +178,9 @@ def shorten(parser: argparse.ArgumentParser, fail: Callable[[UsageError], NoRetu
     parser.formatter_class = PlainHelp
     parser.usage = "%(prog)s <flags>"
     parser.add_argument(HELP_MEGATRON, action=_WholeHelp, whole_help=whole_help)
+    add_version(parser)
+    parse_known_args = parser.parse_known_args
+    parsed: list[str] = []
 
     def format_help() -> str:
         formatter = parser._get_formatter()
@@ -113,9 +195,13 @@ def shorten(parser: argparse.ArgumentParser, fail: Callable[[UsageError], NoRetu
         return formatter.format_help()
 
     def error(message: str) -> NoReturn:
-        fail(UsageError(usage_message(parser, message)))
+        fail(UsageError(usage_message(parser, message, parsed)))
 
-    vars(parser).update(format_help=format_help, error=error)
+    def remember(args: Any = None, namespace: Any = None) -> Any:
+        parsed[:] = sys.argv[1:] if args is None else args
+        return parse_known_args(args, namespace)
+
+    vars(parser).update(format_help=format_help, error=error, parse_known_args=remember)
 
 
 class _WholeHelp(argparse.Action):

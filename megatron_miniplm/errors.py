@@ -44,6 +44,10 @@ class NonFiniteScoreError(MiniPLMError):
     """A model gave NaN or infinity as a score."""
 
 
+class MissingPackageError(MiniPLMError):
+    """A package that this program needs, and others do not, is not installed."""
+
+
 class UnsupportedMegatronError(MiniPLMError):
     """The installed Megatron lacks something, or no longer looks as our patches expect."""
 

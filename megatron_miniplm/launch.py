@@ -14,9 +14,10 @@ from types import CodeType
 from typing import Any
 
 from megatron_miniplm.cli import report
-from megatron_miniplm.command_line import print_help
+from megatron_miniplm.command_line import print_help, print_version
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
 from megatron_miniplm.mcore import program
+from megatron_miniplm.requirements import missing_packages_are_user_errors
 from megatron_miniplm.runtime.launchers import adopt_srun, leave_exit_code_of_crashes
 from megatron_miniplm.training.flags import DRY_RUN_ELSEWHERE, add_arguments
 from megatron_miniplm.training.plugin import plug_in
@@ -46,7 +47,8 @@ def run(namespace: dict[str, Any]) -> None:
         else:
             path = os.environ[SCRIPT_VARIABLE]
             code = _compiled(path)
-        plug_in()
+        with missing_packages_are_user_errors():
+            plug_in()
         _become(namespace, path)
         exec(code, namespace)
     except MiniPLMError as error:
@@ -56,6 +58,8 @@ def run(namespace: dict[str, Any]) -> None:
 def _command_line(arguments: list[str]) -> tuple[str, list[str]]:
     if arguments and arguments[0] in ("-h", "--help"):
         print_help(None, __doc__, [add_arguments], USAGE)
+        sys.exit(0)
+    if print_version(arguments[:1]):  # behind the script it is the script's
         sys.exit(0)
     if not arguments or arguments[0].startswith("-"):
         found = f"found {arguments[0]} in its place" if arguments else "found nothing"

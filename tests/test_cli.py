@@ -90,7 +90,13 @@ def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         (["frobnicate"], "miniplm has no command frobnicate (--help"),
         (["--versoin"], "did you mean --version?"),
         (["status", "run", "--jsno"], "--jsno is unknown: did you mean --json?"),
-        (["generate-corpus", "--promt-tokens", "3"], "required"),
+        (["generate-corpus", "--promt-tokens", "3"], "--promt-tokens is unknown: did you mean --prompt-tokens?"),
+        (["difference-sampling", "--ouptut=x"], "--ouptut is unknown: did you mean --output?"),
+        (["scores", "--versoin", "x"], "did you mean --version or --verify?"),
+        (
+            ["inspect-batch", "--iteration", "3", "--global-bacth-size", "8"],
+            "--global-bacth-size is unknown: did you mean --global-batch-size?",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line_with_what_was_meant(
@@ -100,6 +106,20 @@ def test_a_wrong_command_line_is_one_line_with_what_was_meant(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert meant in line
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_says_the_version_and_does_nothing_else(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--seq-length", "8", "--version"]) == 0
+    assert capsys.readouterr() == (f"megatron-miniplm {__version__}\n", "")
+
+
+def test_only_the_first_rank_says_the_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["score-corpus", "--version"]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_what_a_command_prints_and_raises_cannot_act_on_the_terminal(

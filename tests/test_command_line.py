@@ -5,7 +5,15 @@ from typing import NoReturn
 
 import pytest
 
-from megatron_miniplm.command_line import HELP_MEGATRON, CommandParser, UsageError, did_you_mean, print_help, shorten
+from megatron_miniplm.command_line import (
+    HELP_MEGATRON,
+    CommandParser,
+    MissingFlagError,
+    UsageError,
+    did_you_mean,
+    print_help,
+    shorten,
+)
 
 
 def fail(error: UsageError) -> NoReturn:
@@ -59,6 +67,49 @@ def test_all_unknown_flags_are_named_without_their_values() -> None:
     )
     with pytest.raises(UsageError, match="miniplm tool: stray is unknown "):
         parser.parse_args(["stray"])
+
+
+def test_a_required_flag_that_is_mistyped_is_found(parser: argparse.ArgumentParser) -> None:
+    """argparse looks for what is missing first, and never comes to what is unknown."""
+    parser.add_argument("--micro-batch-size", required=True)
+    with pytest.raises(UsageError) as raised:
+        parser.parse_args(["--mirco-batch-size=2", "--seq-length", "8", "--weight-decya", "0"])
+    assert str(raised.value) == (
+        "program: the following arguments are required: --micro-batch-size; "
+        "--mirco-batch-size is unknown: did you mean --micro-batch-size? (--help lists the flags)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "suggested"),
+    [
+        (["--inptu", "a"], ["; --inptu is unknown: did you mean --input?"]),
+        (["--inp", "a"], []),  # an abbreviation that argparse takes
+        (["--output", "x", "--inptu"], ["; --inptu is unknown: did you mean --input?"]),
+        (["--", "--inptu"], []),
+        (["--seq-length", "8"], []),  # of another program, such as Megatron
+        (["-i", "a"], []),
+    ],
+)
+def test_only_words_that_may_be_the_missing_flag_are_named(words: list[str], suggested: list[str]) -> None:
+    parser = CommandParser("miniplm tool")
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("--input")
+    one.add_argument("--input-list", action="append")
+    parser.add_argument("--output", nargs="?", required=True)
+    with pytest.raises(UsageError) as raised:
+        parser.parse_args(words)
+    clauses = str(raised.value).removesuffix(" (--help lists the flags)").split("; ")[1:]
+    assert [f"; {clause}" for clause in clauses] == suggested
+
+
+def test_a_missing_flag_that_only_some_uses_need_is_found_too() -> None:
+    error = MissingFlagError("--load", "give a checkpoint")
+    words = ["--laod", "CKPT", "--lr=1", "--seq-length", "8"]
+    assert str(error.with_suggestion(words)) == (
+        "--load is missing: give a checkpoint; --laod is unknown: did you mean --load?"
+    )
+    assert str(error.with_suggestion(["--lr=1", "load"])) == "--load is missing: give a checkpoint"
 
 
 def test_parsing_values_is_left_alone(parser: argparse.ArgumentParser) -> None:

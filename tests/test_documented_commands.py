@@ -105,7 +105,7 @@ def test_every_command_is_documented() -> None:
 
 def test_every_tool_script_names_its_command() -> None:
     scripts = {path.stem for path in (REPOSITORY / "tools").glob("*.py")}
-    expected = {module for module, _ in COMMANDS.values()} - {"inspect"} | {"inspect_artifact"}
+    expected = {module for module, _ in COMMANDS.values()} - {"inspect", "completion"} | {"inspect_artifact"}
     assert scripts == expected
     for path in (REPOSITORY / "tools").glob("*.py"):
         name = re.search(r'run_tool\("([a-z-]+)"\)', path.read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.scores import ScoreStore
-from megatron_miniplm.command_line import our_flags_only, wants_help
+from megatron_miniplm.command_line import MissingFlagError, our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import (
     add_shared_arguments,
     check_prefixes,
@@ -129,7 +129,7 @@ def _check(argv: Sequence[str]) -> tuple["HuggingFaceModel | None", int]:
     if not 0 < arguments.holdout_fraction < 1:
         raise InputError(f"--holdout-fraction {arguments.holdout_fraction} must lie in (0, 1)")
     if arguments.save is None:
-        raise InputError("--save is missing: give a directory for the checkpoints of the proxy")
+        raise MissingFlagError("--save", "give a directory for the checkpoints of the proxy")
     if arguments.load is not None and Path(arguments.load).resolve() == Path(arguments.save).resolve():
         raise InputError(f"--load and --save are both {arguments.save}: give the proxy a directory of its own")
     check_prefixes(arguments)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
-from megatron_miniplm.command_line import our_flags_only, wants_help
+from megatron_miniplm.command_line import MissingFlagError, our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import (
     UNUSED_BUT_REQUIRED,
     add_huggingface_arguments,
@@ -154,7 +154,7 @@ def _check(argv: Sequence[str]) -> "HuggingFaceModel | None":
     if arguments.top_k and arguments.top_p:
         raise InputError("--top-k and --top-p: Megatron's sampler takes one of them")
     if arguments.random_subset and arguments.num_sequences is None:
-        raise InputError("--random-subset needs --num-sequences")
+        raise MissingFlagError("--num-sequences", "--random-subset needs it")
     return open_model(arguments, argv)
 
 

@@ -20,7 +20,7 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_miniplm.command_line import wants_help
+from megatron_miniplm.command_line import MissingFlagError, wants_help
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
 from megatron_miniplm.runtime.terminal import printable, printable_json
@@ -65,9 +65,7 @@ def run(argv: Sequence[str]) -> None:
     help_only = wants_help(argv)
     given = given_flags(argv)
     if not help_only and not given & {"--global-batch-size", "--step-batch-size-schedule"}:
-        raise InputError(
-            "--global-batch-size is missing: without it the batch depends on the number of ranks of the run"
-        )
+        raise MissingFlagError("--global-batch-size", "without it the batch depends on the number of ranks of the run")
     sys.argv[1:] = argv
     # One replica of the run's layout, of which this is rank 0: flags are checked as there, nothing is started.
     os.environ |= {"RANK": "0", "WORLD_SIZE": str(_num_model_parallel_ranks(argv))}

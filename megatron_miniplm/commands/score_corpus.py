@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.manifest import require_prefix
-from megatron_miniplm.command_line import our_flags_only, wants_help
+from megatron_miniplm.command_line import MissingFlagError, our_flags_only, wants_help
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
 
@@ -161,7 +161,7 @@ def require_seq_length(model: "HuggingFaceModel | None", argv: Sequence[str]) ->
     if "--seq-length" in given or (model is None and "--use-checkpoint-args" in given):
         return
     remedy = "or add --use-checkpoint-args" if model is None else f"up to {model.architecture.max_positions} here"
-    raise InputError(f"--seq-length is missing: give the longest context in tokens, {remedy}")
+    raise MissingFlagError("--seq-length", f"give the longest context in tokens, {remedy}")
 
 
 def longest_context_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[str]:

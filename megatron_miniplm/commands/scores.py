@@ -20,7 +20,7 @@ from megatron_miniplm.artifacts.heartbeats import Holder, in_flight
 from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 from megatron_miniplm.commands.scores_speed import recent_speed
-from megatron_miniplm.errors import CorruptArtifactError, InputError
+from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.runtime.progress import Progress, scaled
 from megatron_miniplm.runtime.terminal import printable_json
 
@@ -142,10 +142,8 @@ def _workers(holders: list[Holder]) -> list[dict[str, Any]]:
 
 
 def _export(store: ScoreStore, path: Path) -> None:
-    try:
-        from megatron_miniplm.commands.scores_parquet import write_parquet
-    except ImportError as error:
-        raise InputError(f"--to-parquet needs pyarrow ({error}): pip install pyarrow") from None
+    from megatron_miniplm.commands.scores_parquet import write_parquet
+
     with Progress(store.plan.num_sequences, " sequences") as progress:
         write_parquet(store, path, progress.advance)
 

@@ -4,20 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.curves import LossCurve
+from megatron_miniplm.requirements import missing_packages_are_user_errors
 
 
 def load_pyplot() -> Any:
     """`matplotlib.pyplot`, drawing to files.
 
     Raises:
-        InputError: matplotlib is missing.
+        MissingPackageError: matplotlib is missing.
     """
-    try:
+    with missing_packages_are_user_errors("a picture"):
         import matplotlib
-    except ImportError:
-        raise InputError('a picture needs matplotlib: pip install "megatron-miniplm[eval]"') from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -28,7 +26,7 @@ def plot_curves(curves: Mapping[str, LossCurve], path: Path) -> None:
     """Draw mean held-out loss against tokens, with a band of one standard error where there are several seeds.
 
     Raises:
-        InputError: matplotlib is missing.
+        MissingPackageError: matplotlib is missing.
     """
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 4.0), constrained_layout=True)

@@ -24,7 +24,7 @@ def plot_scaling(
     """Draw all methods in one picture and write it once for each path, in the format of the path's ending.
 
     Raises:
-        InputError: matplotlib is missing.
+        MissingPackageError: matplotlib is missing.
     """
     pyplot = load_pyplot()
     least = min(float(part.compute_P.min()) for part in points.values())

@@ -19,6 +19,7 @@ from megatron_miniplm.mcore.versions import (
     find_megatron,
     has_dataset_helpers,
 )
+from megatron_miniplm.requirements import GET_MEGATRON, GET_TORCH, how_to_get
 
 Status = Literal["ok", "partly", "absent", "wrong"]
 
@@ -65,7 +66,7 @@ def _torch_and_cuda() -> Iterator[Finding]:
             status="wrong",
             found="not installed",
             cost="no scoring, no training (preprocessing and selection work)",
-            remedy="pip install torch",
+            remedy=GET_TORCH,
         )
         return
     yield Finding(name="torch", status="ok", found=version)
@@ -88,6 +89,15 @@ def _torch_and_cuda() -> Iterator[Finding]:
 
 def _megatron() -> Iterator[Finding]:
     installation = find_megatron()
+    if installation.location is None:
+        yield Finding(
+            name="megatron-core",
+            status="wrong",
+            found="not installed",
+            cost="no scoring, no training (preprocessing and selection work)",
+            remedy=GET_MEGATRON,
+        )
+        return
     place = f"{installation.version} in {installation.location}"
     try:
         installation.require(PROGRAMS)
@@ -161,19 +171,17 @@ def _apex() -> Finding:
 #: Package -> what is lost without it.
 _PACKAGES = {
     "gigatoken": "preprocessing falls back to the tokenizers library, 25 times slower",
-    "sentencepiece": "no SentencePiece tokenizers",
-    "tensorboard": "Megatron writes no curves; compare-runs has nothing to read",
-    "matplotlib": "no pictures of curves",
-    "pyarrow": "no export of scores to Parquet",
+    "transformers": "Megatron cannot read Hugging Face tokenizers",
+    "tensorboard": "Megatron writes no curves, and compare-runs cannot read them",
+    "matplotlib": "no report, no pictures of curves",
+    "lm_eval": "no downstream tasks (evaluate-tasks)",
 }
 
 
 def _package(name: str) -> Finding:
     if version := _version(name):
         return Finding(name=name, status="ok", found=version)
-    return Finding(
-        name=name, status="absent", found="not installed", cost=_PACKAGES[name], remedy=f"pip install {name}"
-    )
+    return Finding(name=name, status="absent", found="not installed", cost=_PACKAGES[name], remedy=how_to_get(name))
 
 
 def _slurm() -> Finding:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples, digest_values
+from megatron_miniplm.command_line import MissingFlagError
 from megatron_miniplm.errors import InputError, UnsupportedMegatronError
 from megatron_miniplm.mcore.checkpoint_trust import require_harmless
 from megatron_miniplm.mcore.megatron_output import hidden
@@ -204,7 +205,7 @@ def checkpoint_directory(load: str | None, step: int | None = None) -> Path:
         InputError: no checkpoint there, or one that may run programs when it is loaded.
     """
     if load is None:
-        raise InputError("--load is missing: give the directory of a Megatron checkpoint")
+        raise MissingFlagError("--load", "give the directory of a Megatron checkpoint")
     tracker = Path(load) / TRACKER
     try:
         iteration = tracker.read_text().strip()

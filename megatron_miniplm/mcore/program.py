@@ -20,11 +20,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from megatron_miniplm.command_line import UsageError, shorten
+from megatron_miniplm.command_line import MissingFlagError, UsageError, shorten
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
 from megatron_miniplm.mcore.device_flags import given_flags, with_device_flags
 from megatron_miniplm.mcore.megatron_output import hidden, hint
 from megatron_miniplm.mcore.versions import PROGRAMS, SupportedReleases, find_megatron, has_dataset_helpers
+from megatron_miniplm.requirements import missing
 from megatron_miniplm.runtime.launchers import adopt_srun, leave_exit_code_of_crashes
 from megatron_miniplm.runtime.processes import keep_freed_memory
 from megatron_miniplm.runtime.terminal import printable
@@ -43,9 +44,12 @@ def prepare(supported: SupportedReleases = PROGRAMS) -> None:
 
     Raises:
         UnsupportedMegatronError: Megatron is missing, or not one that this release knows.
+        MissingPackageError: there is no torch.
     """
     megatron = find_megatron()
     megatron.require(supported)
+    if importlib.util.find_spec("torch") is None:
+        raise missing("torch")
     adopt_srun()
     leave_exit_code_of_crashes()
     if int(os.environ.get("RANK", "0")) != 0:
@@ -165,7 +169,7 @@ def megatron_errors(what: str) -> Iterator[None]:
         reason = " ".join(str(error).split()) or f"{frame.line} does not hold"
         if missing := _MISSING.fullmatch(reason):
             flag = "--" + (missing[1] or missing[2]).removeprefix("encoder_").replace("_", "-")
-            raise InputError(f"{flag} is missing: Megatron needs it with {what}") from error
+            raise MissingFlagError(flag, f"Megatron needs it with {what}") from error
         raise InputError(
             f"Megatron refuses {what}: {reason} ({os.path.basename(frame.filename)}:{frame.lineno})"
         ) from error

@@ -7,6 +7,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from megatron_miniplm.errors import UnsupportedMegatronError
+from megatron_miniplm.requirements import GET_MEGATRON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class MegatronInstallation:
     def require(self, supported: SupportedReleases = PROGRAMS) -> None:
         """Raise `UnsupportedMegatronError`, with place and remedy, unless this Megatron will do."""
         if self.location is None and self.version is None:
-            raise UnsupportedMegatronError(f"megatron-core is not installed: {supported.remedy}")
+            raise UnsupportedMegatronError(f"this program needs megatron-core: {GET_MEGATRON}")
         place = f" in {self.location}" if self.location else ""
         if self.version is None:
             raise UnsupportedMegatronError(

@@ -19,7 +19,7 @@ from typing import Any
 
 from megatron_miniplm.cli import COMMANDS, MEGATRON_PROGRAMS
 from megatron_miniplm.command_line import CommandParser, UsageError, did_you_mean
-from megatron_miniplm.errors import EXIT_BAD_INPUT, MiniPLMError, UnsupportedMegatronError
+from megatron_miniplm.errors import EXIT_BAD_INPUT, MiniPLMError, MissingPackageError, UnsupportedMegatronError
 from megatron_miniplm.runtime.terminal import printable
 
 #: What the names of our flags begin with in programs that take Megatron's flags.
@@ -109,7 +109,7 @@ def _megatron_parser() -> argparse.ArgumentParser | None:
     megatron_output.hide_unless_verbose()
     try:
         program.prepare()
-    except (UnsupportedMegatronError, ImportError) as error:
+    except (UnsupportedMegatronError, MissingPackageError, ImportError) as error:
         print(f"note: Megatron's own flags are not checked here: {error}", file=sys.stderr)
         return None
     from megatron.training.arguments import add_megatron_arguments

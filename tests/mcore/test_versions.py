@@ -119,7 +119,6 @@ def test_the_range_of_scripts_is_wider(version: str) -> None:
 @pytest.mark.parametrize(
     ("installation", "message"),
     [
-        (MegatronInstallation(version=None, has_training=False), "megatron-core is not installed: "),
         (
             at(None),
             "the megatron.core in /data/megatron-lm has no package_info.py that says its version; this release "
@@ -141,6 +140,15 @@ def test_what_is_not_whole_is_refused(installation: MegatronInstallation, messag
     with pytest.raises(UnsupportedMegatronError) as raised:
         installation.require()
     assert str(raised.value) == message + 'pip install "megatron-core>=0.18,<0.20"'
+
+
+def test_no_megatron_at_all_is_refused_with_both_ways_to_get_one() -> None:
+    with pytest.raises(UnsupportedMegatronError) as raised:
+        MegatronInstallation(version=None, has_training=False).require()
+    assert str(raised.value) == (
+        "this program needs megatron-core: "
+        "pip install 'megatron-miniplm[megatron]', or put your Megatron-LM checkout on PYTHONPATH"
+    )
 
 
 def test_release_compares_as_numbers() -> None:

@@ -17,7 +17,7 @@ def plot_analysis(analysis: Analysis, path: Path) -> None:
     """Draw lengths, both measures of diversity with two standard errors, and shares of tokens by domain.
 
     Raises:
-        InputError: matplotlib is missing.
+        MissingPackageError: matplotlib is missing.
     """
     pyplot = load_pyplot()
     panels: list[Any] = [_draw_lengths, _draw_cosine, _draw_determinant]

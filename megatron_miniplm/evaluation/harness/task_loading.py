@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.errors import InputError, MiniPLMError
+from megatron_miniplm.requirements import missing
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -53,9 +54,9 @@ class LoadedTasks:
 
 
 def require_lm_eval() -> None:
-    """Raise `InputError` where lm_eval is not installed; imports nothing."""
+    """Raise `MissingPackageError` where lm_eval is not installed; imports nothing."""
     if find_spec("lm_eval") is None:
-        raise InputError("downstream tasks need lm-evaluation-harness: pip install 'megatron-miniplm[eval]'")
+        raise missing("lm_eval")
 
 
 def stay_offline() -> None:

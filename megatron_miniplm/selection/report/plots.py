@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.requirements import missing_packages_are_user_errors
 from megatron_miniplm.selection.difference import UNITS, Measure
 from megatron_miniplm.selection.report.axes import Axis
 from megatron_miniplm.selection.report.tally import Tally
@@ -61,11 +61,9 @@ class Plot:
 
 
 def require_matplotlib() -> None:
-    """Raise InputError if there is none."""
-    try:
+    """Raise `MissingPackageError` if there is none."""
+    with missing_packages_are_user_errors("a report"):
         import matplotlib
-    except ImportError:
-        raise InputError('the plots of a report need matplotlib: pip install "megatron-miniplm[eval]"') from None
     matplotlib.use("Agg")
 
 
