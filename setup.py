@@ -15,13 +15,17 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["megatron_miniplm", "megatron_miniplm.*"]),
-    package_data={"megatron_miniplm.evaluation.harness": ["tasks/*.yaml", "tasks/*.py"]},
+    package_data={
+        "megatron_miniplm.evaluation.harness": ["tasks/*.yaml", "tasks/*.py"],
+        "megatron_miniplm.reports": ["templates/*"],
+    },
     python_requires=">=3.12",
     install_requires=[
         "torch>=2.6",
         "megatron-core>=0.18,<0.20",
         "numpy>=2.0",
         "gigatoken>=0.10",
+        "jinja2>=3.1",
         "msgspec>=0.19",
         "nltk>=3.9",
         "pyarrow>=18",
