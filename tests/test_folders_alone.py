@@ -36,4 +36,4 @@ def test_tests_import_from_their_own_folder_and_from_support_only() -> None:
 def test_an_import_from_another_folder_is_found() -> None:
     source = "import os\nfrom webdriver import Browser\nfrom megatron_runs import run\n"
     assert imports_from_elsewhere(TESTS / "commands" / "test_x.py", source) == {"webdriver"}
-    assert imports_from_elsewhere(TESTS / "selection" / "report" / "test_x.py", source) == set()
+    assert imports_from_elsewhere(TESTS / "reports" / "test_x.py", source) == set()

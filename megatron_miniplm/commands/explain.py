@@ -20,7 +20,7 @@ from megatron_miniplm.runtime.terminal import printable_json
 if TYPE_CHECKING:
     from megatron_miniplm.artifacts.selections import Selection
     from megatron_miniplm.corpus.tokenization.settings import TextEncoder
-    from megatron_miniplm.selection.explain import Explanation
+    from megatron_miniplm.reports.explain import Explanation
 
 #: Characters that are shown of each document's text.
 SHOWN_CHARACTERS = 300
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from megatron_miniplm.artifacts.selections import Selection
-    from megatron_miniplm.selection.explain import explain
+    from megatron_miniplm.reports.explain import explain
 
     selection = Selection.open(arguments.selection)
     ids = global_ids(selection, arguments.sequence, arguments.prefix)
@@ -99,7 +99,7 @@ def _source(selection: "Selection", explanation: "Explanation", decoder: "TextEn
         decoder: gives `decoded_text` then; without it that is None.
     """
     from megatron_miniplm.indexed import IndexedCorpus
-    from megatron_miniplm.provenance import decoded_text, passages_of
+    from megatron_miniplm.reports.provenance import decoded_text, passages_of
 
     start = explanation.sequence - explanation.index
     path = next(source.path for source in selection.prefixes if source.start == start and source.num_source_sequences)

@@ -20,7 +20,7 @@ from megatron_miniplm.artifacts.lineage import lineage_lines, trace_lineage
 from megatron_miniplm.artifacts.manifest import is_prefix, load_manifest, manifest_path
 from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
-from megatron_miniplm.inspection import bytes_to_check, find_faults, find_prefixes, summarize_prefix
+from megatron_miniplm.reports.inspection import bytes_to_check, find_faults, find_prefixes, summarize_prefix
 from megatron_miniplm.runtime.progress import Progress
 from megatron_miniplm.runtime.terminal import printable, printable_json
 
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _print_sequence(prefix: Path, sequence: int, as_json: bool, decoder: "TextEncoder | None") -> None:
     from megatron_miniplm.indexed import IndexedCorpus
-    from megatron_miniplm.provenance import decoded_text, passages_of
+    from megatron_miniplm.reports.provenance import decoded_text, passages_of
 
     if not is_prefix(prefix):
         raise InputError(f"{prefix} is no prefix of a .bin/.idx pair: --sequence needs one")

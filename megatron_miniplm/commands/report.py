@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from megatron_miniplm.selection.report.writing import REPORT, write_report
+    from megatron_miniplm.reports.report import REPORT, write_report
 
     tally = write_report(
         arguments.selection,

@@ -9,6 +9,5 @@ top             a stream of values -> the exact threshold                 pure
 weighting       values of the kept sequences -> weights                   pure
 sampling        all of these, in order; writing: indices, weights, views  disk
 ranks           the processes that share the work
-explain, report what a selection did with a sequence, and with all        disk
 split           corpus -> reference part and pool, as views               disk
 """

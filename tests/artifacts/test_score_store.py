@@ -32,7 +32,7 @@ from megatron_miniplm.errors import (
     NonFiniteScoreError,
 )
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.inspection import find_faults
+from megatron_miniplm.reports.inspection import find_faults
 
 LENGTHS = [4, 0, 2, 1, 3, 6, 2]  # seven sequences: blocks of 3, 3 and 1
 NLL = [3.5, 0.0, 1.25, 0.0, 2.5, 9.0, 0.75]

@@ -17,7 +17,7 @@ from score_stores import write_scores
 
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import MiniPLMError
-from megatron_miniplm.inspection import bytes_to_check, find_faults
+from megatron_miniplm.reports.inspection import bytes_to_check, find_faults
 
 NLL = [3.5, 0.0, 1.25, 0.0, 2.5, 9.0, 0.75]
 FILES = ("identity.json", "checksums.npy", "manifest.json", *(f"blocks/0000000{block}.npy" for block in range(3)))

@@ -12,7 +12,7 @@ import pytest
 from megatron_miniplm.cli import main
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.layout import HEADER
-from megatron_miniplm.inspection import bytes_to_check, find_faults
+from megatron_miniplm.reports.inspection import bytes_to_check, find_faults
 
 DOCUMENTS = [f"Document {number} says {number * 7919}." for number in range(40)]
 PREFIX = "data/pile_text_document"

@@ -7,7 +7,7 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, Indexe
 
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, write_view
 from megatron_miniplm.indexed.layout import TOKEN_DTYPES, optimal_dtype
-from megatron_miniplm.inspection import find_faults
+from megatron_miniplm.reports.inspection import find_faults
 
 LENGTHS = [5, 0, 1, 300, 17, 0, 4096]
 DTYPES = [np.uint16, np.int32]

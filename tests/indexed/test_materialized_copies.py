@@ -20,7 +20,7 @@ from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus, copying, view, write_view
 from megatron_miniplm.indexed import materialize as materialize_module
 from megatron_miniplm.indexed.materialize import materialize
-from megatron_miniplm.inspection import find_faults
+from megatron_miniplm.reports.inspection import find_faults
 
 LENGTHS = [3, 0, 7, 1, 40, 2, 2, 9]
 CHOSEN = {"web": [0, 1, 2, 5], "none": [], "code": [6, 2, 2, 0]}

@@ -18,7 +18,7 @@ from megatron_miniplm.errors import FingerprintMismatchError, InputError, MiniPL
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, copying, sidecar, write_view
 from megatron_miniplm.indexed.merge import blend_prefixes, merge_prefixes
 from megatron_miniplm.indexed.sidecar import Sidecar, sidecar_path
-from megatron_miniplm.inspection import find_faults
+from megatron_miniplm.reports.inspection import find_faults
 
 VOCAB_SIZE = 100
 NUM_SHARDS = 4

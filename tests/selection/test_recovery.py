@@ -16,7 +16,7 @@ from selections import sample, write_sidecar
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.materialize import materialize
 from megatron_miniplm.indexed.merge import blend_prefixes
-from megatron_miniplm.selection.report.writing import write_report
+from megatron_miniplm.reports.report import write_report
 from megatron_miniplm.selection.split import split_reference
 
 NUM_SEQUENCES = 30

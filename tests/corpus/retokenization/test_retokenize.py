@@ -26,7 +26,7 @@ from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchErr
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, write_view
 from megatron_miniplm.indexed.merge import merge_prefixes
 from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, sidecar_path
-from megatron_miniplm.inspection import find_faults
+from megatron_miniplm.reports.inspection import find_faults
 
 WORDS = ["one", "two,", "three.", "Four", "five!", "naïve", "👍🏽", "три", "слова\n\nA", "line\tand", "", "", "spaces."]
 NUM_DOCUMENTS = 60

@@ -17,12 +17,12 @@ import numpy as np
 from megatron_miniplm.artifacts.scores import NOT_SCORED
 from megatron_miniplm.artifacts.selections import SELECTION, Selection, copies_of
 from megatron_miniplm.errors import CorruptArtifactError
+from megatron_miniplm.reports.reopening import ReopenedSelection
 from megatron_miniplm.runtime.progress import Progress
 from megatron_miniplm.selection.attributes import Attributes, collect_attributes
 from megatron_miniplm.selection.candidates import CandidateReader, Candidates
 from megatron_miniplm.selection.difference import UNITS
 from megatron_miniplm.selection.ranks import OneProcess
-from megatron_miniplm.selection.reopening import ReopenedSelection
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.scored_corpus import PREDICTIONS, REFERENCE, TEACHER, Piece, ScoredCorpus, map_in_order
 from megatron_miniplm.selection.top import Ordered, Threshold, sortable

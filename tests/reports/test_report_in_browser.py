@@ -8,7 +8,7 @@ import pytest
 from reported_corpora import ATTACKS, Scored
 from webdriver import Browser, needs_browser, started_browser
 
-from megatron_miniplm.selection.report.writing import write_report
+from megatron_miniplm.reports.report import write_report
 
 pytestmark = needs_browser
 

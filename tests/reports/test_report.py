@@ -16,12 +16,11 @@ from megatron_miniplm.artifacts.scores import PREDICTED_DIFFERENCE
 from megatron_miniplm.cli import main
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
-from megatron_miniplm.provenance import passages_of
+from megatron_miniplm.reports.origins import MAX_CHARACTERS, Excerpt
+from megatron_miniplm.reports.provenance import passages_of
+from megatron_miniplm.reports.report import MAX_EXAMPLES, MAX_ROWS, template, write_report
+from megatron_miniplm.reports.tally import Example
 from megatron_miniplm.selection.difference import Measure
-from megatron_miniplm.selection.report.examples import Example
-from megatron_miniplm.selection.report.excerpts import MAX_CHARACTERS, Excerpt
-from megatron_miniplm.selection.report.page import MAX_ROWS, example_card
-from megatron_miniplm.selection.report.writing import MAX_EXAMPLES, write_report
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.sampling import difference_sample
 from megatron_miniplm.selection.scored_corpus import PREDICTIONS, REFERENCE, TEACHER
@@ -361,7 +360,8 @@ def test_a_page_of_the_worst_data_is_not_too_large() -> None:
         id=hostile,
     )
     rows_bytes, plots_bytes = 3 * MAX_ROWS * 2000, 600_000
-    assert 4 * MAX_EXAMPLES * len(example_card(excerpt, "difference").encode()) + rows_bytes + plots_bytes < 5_000_000
+    card = str(template("macros.html").module.card(excerpt, "difference"))
+    assert 4 * MAX_EXAMPLES * len(card.encode()) + rows_bytes + plots_bytes < 5_000_000
 
 
 def test_what_the_reference_has_seen_takes_no_part(scored: Scored, tmp_path: Path) -> None:

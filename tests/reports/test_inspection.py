@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_miniplm import inspection
 from megatron_miniplm.indexed import IndexedWriter
-from megatron_miniplm.inspection import length_quantiles, summarize_prefix
+from megatron_miniplm.reports import inspection
+from megatron_miniplm.reports.inspection import length_quantiles, summarize_prefix
 
 FRACTIONS = [0, 0.01, 0.25, 0.5, 0.75, 0.99, 1]
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_miniplm.selection.report.axes import Axis
+from megatron_miniplm.reports.histograms import Axis
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50)
 

@@ -5,23 +5,35 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from reported_corpora import Scored
 from selections import seal
 
+from megatron_miniplm.artifacts.selections import Selection
 from megatron_miniplm.errors import CorruptArtifactError
+from megatron_miniplm.reports.histograms import RATIOS, what_if
+from megatron_miniplm.reports.reopening import ReopenedSelection
+from megatron_miniplm.reports.tally import (
+    JUST_DROPPED,
+    JUST_KEPT,
+    LEAST_GAINED,
+    MOST_GAINED,
+    BestExamples,
+    Example,
+    Tally,
+    TallyPass,
+    best_places,
+)
 from megatron_miniplm.selection.attributes import Attributes
-from megatron_miniplm.selection.report.examples import JUST_DROPPED, JUST_KEPT, LEAST_GAINED, MOST_GAINED
-from megatron_miniplm.selection.report.opening import ReportedSelection
-from megatron_miniplm.selection.report.tally import Tally, TallyPass
-from megatron_miniplm.selection.report.what_if import RATIOS, what_if
 
 
 def tally_of(selection: Path, *others: Path, num_examples: int = 7) -> Tally:
-    reported = ReportedSelection.open(selection)
-    compared = [ReportedSelection.open(other).selection for other in others]
+    reopened = ReopenedSelection.of(Selection.open(selection))
+    compared = [Selection.open(other) for other in others]
     advanced: list[int] = []
-    tally = TallyPass(reported, Attributes(directory=selection), compared, num_examples).run(advanced.append)
-    assert sum(advanced) == reported.corpus.num_sequences
+    tally = TallyPass(reopened, Attributes(directory=selection), compared, num_examples).run(advanced.append)
+    assert sum(advanced) == reopened.corpus.num_sequences
     return tally
 
 
@@ -35,9 +47,9 @@ def test_counts_by_prefix_and_length(scored: Scored) -> None:
         assert tally.prefixes.tokens[prefix] == scored.length_N[is_in_N].sum()
         assert tally.prefixes.kept_sequences[prefix] == (is_in_N & kept_N).sum()
         assert tally.prefixes.kept_tokens[prefix] == scored.length_N[is_in_N & kept_N].sum()
-        assert tally.num_scored_P[prefix] == known_N.sum()
-        assert tally.value_sum_P[prefix] == pytest.approx(scored.difference_N[known_N].sum())
-        assert tally.kept_value_sum_P[prefix] == pytest.approx(scored.difference_N[known_N & kept_N].sum())
+        assert tally.prefixes.num_scored[prefix] == known_N.sum()
+        assert tally.prefixes.value_sums[prefix] == pytest.approx(scored.difference_N[known_N].sum())
+        assert tally.prefixes.kept_value_sums[prefix] == pytest.approx(scored.difference_N[known_N & kept_N].sum())
     digits_N = np.array([int(length).bit_length() for length in scored.length_N])
     for digits in range(33):
         assert tally.lengths.sequences[digits] == (digits_N == digits).sum()
@@ -48,17 +60,20 @@ def test_histograms_hold_every_scored_sequence(scored: Scored) -> None:
     selection = scored.select(ratio=0.3)
     tally, kept_N = tally_of(selection), scored.kept(selection)
     value_N, known_N = scored.difference_N, scored.num_scored_N > 0
-    for column, is_in_N in ((tally.values.sequences, known_N), (tally.values.kept_sequences, known_N & kept_N)):
-        found, _ = np.histogram(value_N[is_in_N], tally.axes.value.edges)
+    for column, is_in_N in (
+        (tally.histograms.values.sequences, known_N),
+        (tally.histograms.values.kept_sequences, known_N & kept_N),
+    ):
+        found, _ = np.histogram(value_N[is_in_N], tally.histograms.axis.edges)
         assert column.sum() == is_in_N.sum()
         # a value on an edge may fall on either side of it
         assert np.abs(np.cumsum(column[1:-1]) - np.cumsum(found)).max() <= 1
-    assert tally.nll_TRK.sum() == known_N.sum()
-    assert tally.nll_TRK[..., 1].sum() == (known_N & kept_N).sum()
-    assert tally.axes.teacher is not None
+    assert tally.histograms.nll_TRK.sum() == known_N.sum()
+    assert tally.histograms.nll_TRK[..., 1].sum() == (known_N & kept_N).sum()
+    assert tally.histograms.teacher is not None
     teacher_N = (scored.teacher_N[known_N] / scored.num_scored_N[known_N]).astype(np.float32)
-    found, _ = np.histogram(teacher_N, tally.axes.teacher.edges)
-    assert np.abs(tally.nll_TRK.sum(axis=(1, 2))[1:-1] - found).sum() <= 4
+    found, _ = np.histogram(teacher_N, tally.histograms.teacher.edges)
+    assert np.abs(tally.histograms.nll_TRK.sum(axis=(1, 2))[1:-1] - found).sum() <= 4
 
 
 def test_examples_are_the_first_of_a_full_sort(scored: Scored) -> None:
@@ -90,9 +105,9 @@ def test_other_ratios_are_exact_to_the_stated_resolution(scored: Scored, setting
     eligible_N = scored.length_N >= settings.get("min_tokens", 0)
     value_N, length_N = scored.difference_N[eligible_N], scored.length_N[eligible_N]
     order_N = np.argsort(-value_N, kind="stable")
-    width = tally.axes.value.width
+    width = tally.histograms.axis.width
     for ratio in RATIOS:
-        found, num_kept = what_if(tally, ratio), int(ratio * len(value_N))
+        found, num_kept = what_if(tally.histograms, tally.num_eligible, ratio), int(ratio * len(value_N))
         kept_K = order_N[:num_kept]
         assert found.num_sequences == num_kept
         assert found.threshold == pytest.approx(value_N[kept_K[-1]], abs=width)
@@ -104,7 +119,7 @@ def test_other_ratios_are_exact_to_the_stated_resolution(scored: Scored, setting
 
 def test_a_ratio_that_keeps_what_has_no_score(scored: Scored) -> None:
     tally = tally_of(scored.select(ratio=0.5))
-    found = what_if(tally, 1.0)
+    found = what_if(tally.histograms, tally.num_eligible, 1.0)
     assert found.num_sequences == len(scored.length_N)
     assert found.threshold is None
     assert found.num_tokens == scored.length_N[scored.num_scored_N > 0].sum()
@@ -117,9 +132,9 @@ def test_the_overlap_with_other_selections(scored: Scored) -> None:
     one, other = scored.select(ratio=0.5), scored.select("other", ratio=0.4, sampling="gumbel")
     (found,) = tally_of(one, other).overlaps
     one_N, other_N = scored.kept(one), scored.kept(other)
-    assert (found.sequences, found.common_sequences) == (other_N.sum(), (one_N & other_N).sum())
-    assert found.tokens == scored.length_N[other_N].sum()
-    assert found.common_tokens == scored.length_N[one_N & other_N].sum()
+    assert (found.sequences[0], found.kept_sequences[0]) == (other_N.sum(), (one_N & other_N).sum())
+    assert found.tokens[0] == scored.length_N[other_N].sum()
+    assert found.kept_tokens[0] == scored.length_N[one_N & other_N].sum()
 
 
 def test_a_sample_has_nothing_near_a_threshold(scored: Scored) -> None:
@@ -137,3 +152,29 @@ def test_indices_that_are_no_selection(scored: Scored) -> None:
         seal(selection)
         with pytest.raises(CorruptArtifactError, match=r"web\.indices\.npy does not hold ascending numbers below 1800"):
             tally_of(selection)
+
+
+def example(sequence: int) -> Example:
+    return Example(sequence=sequence, value=0.0, teacher=None, reference=None, num_tokens=1, is_kept=True)
+
+
+@given(
+    keys=st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0]), max_size=60),
+    num_wanted=st.integers(0, 8),
+    piece_size=st.integers(1, 20),
+    lag=st.integers(0, 3),
+)
+def test_pieces_give_what_a_sort_gives(keys: list[float], num_wanted: int, piece_size: int, lag: int) -> None:
+    """Also with bounds that are some pieces old, as threads see them."""
+    best = BestExamples(num_wanted)
+    bounds = [best.bound]
+    for start in range(0, len(keys), piece_size):
+        key_N = np.array(keys[start : start + piece_size])
+        bound = bounds[max(0, len(bounds) - 1 - lag)]
+        places = best_places(key_N, num_wanted, bound).tolist()
+        assert all(key_N[place] > bound for place in places)
+        best.add([(float(key_N[place]), -(start + place), example(start + place)) for place in places])
+        bounds.append(best.bound)
+    finite = [sequence for sequence, key in enumerate(keys) if key > -np.inf]
+    expected = sorted(finite, key=lambda sequence: (-keys[sequence], sequence))[:num_wanted]
+    assert [one.sequence for one in best.in_order()] == expected

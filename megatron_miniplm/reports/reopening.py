@@ -1,14 +1,17 @@
-"""A selection, and what it was made from, as it lies on disk now."""
+"""A selection and what it was made from, as they are on disk now."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+import numpy as np
 
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint
 from megatron_miniplm.artifacts.lineage import parent_path
 from megatron_miniplm.artifacts.manifest import ArtifactInput
 from megatron_miniplm.artifacts.scores import is_score_store
-from megatron_miniplm.artifacts.selections import SEEN, SELECTION, Selection
+from megatron_miniplm.artifacts.selections import SEEN, SELECTION, SelectedPrefix, Selection
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.selection.rule import Rule
@@ -52,13 +55,85 @@ class ReopenedSelection:
         corpus = ScoredCorpus.open(paths)
         for parent in parents:
             _refuse_changed(selection, parent, corpus.manifests[parent.role].fingerprint)
-        if fingerprints_of(selection) != corpus.fingerprints:
+        if _fingerprints(selection) != corpus.fingerprints:
             raise CorruptArtifactError(f"{directory / SELECTION} is of another corpus than its scores: select again")
         seen = _seen_prefixes(selection) if excludes_seen else ()
         return cls(selection=selection, corpus=corpus, rule=rule, seen=seen)
 
+    @property
+    def has_teacher(self) -> bool:
+        return self._has(TEACHER)
 
-def fingerprints_of(selection: Selection) -> list[Fingerprint]:
+    @property
+    def has_reference(self) -> bool:
+        return self._has(REFERENCE)
+
+    def _has(self, role: str) -> bool:
+        """Whether a model's NLLs are known of every sequence; with predictions, only those of a sample are."""
+        return role in self.corpus.stores and PREDICTIONS not in self.corpus.stores
+
+    @property
+    def lowest_values(self) -> list[float | None]:
+        """Least value that a sequence needs to be kept, in the order of the thresholds; None without a threshold.
+
+        Empty for a random sample, where noise decides too.
+        """
+        if self.rule.sampling != "top":
+            return []
+        values = [threshold["value"] for threshold in self.selection.summary["thresholds"]]
+        if self.rule.drop_negative:
+            return [None if value is None else max(0.0, value) for value in values]
+        return values
+
+
+class KeptCursor:
+    """Reads the kept sequences of one prefix in order; the file is read once, not mapped."""
+
+    def __init__(self, prefix: SelectedPrefix) -> None:
+        self._prefix = prefix
+        self._num_taken = 0
+        self._last = -1
+
+    def take(self, stop: int) -> np.ndarray:
+        """The next kept sequences below `stop`, int64.
+
+        Raises:
+            CorruptArtifactError: the file does not hold ascending sequences of its prefix.
+        """
+        num_left = self._prefix.num_sequences - self._num_taken
+        count = min(num_left, stop - self._last - 1)  # they ascend
+        index_K = np.zeros(0, np.int64)
+        if count > 0:
+            index_K = self._prefix.checked_indices.read(self._num_taken, self._num_taken + count)
+        is_ascending = not len(index_K) or (index_K[0] > self._last and bool((np.diff(index_K) > 0).all()))
+        taken_K = index_K[: np.searchsorted(index_K, stop)]
+        is_last = stop == self._prefix.num_source_sequences
+        if not is_ascending or (is_last and len(taken_K) < num_left):
+            raise CorruptArtifactError(
+                f"{self._prefix.indices_path} does not hold ascending numbers below "
+                f"{self._prefix.num_source_sequences}: make the selection again"
+            )
+        self._num_taken += len(taken_K)
+        self._last = stop - 1
+        return taken_K
+
+
+def require_same_corpus(selection: Selection, others: Sequence[Selection]) -> None:
+    """Raise InputError if the global ids of one of the others mean other sequences."""
+
+    def described(one: Selection) -> str:
+        entries = one.summary["prefixes"]
+        return ", ".join(f"{entry['name']} [{entry['fingerprint'][:SHORT_HEX]}]" for entry in entries)
+
+    for other in others:
+        if _fingerprints(selection) != _fingerprints(other):
+            raise InputError(
+                f"{selection.directory} is a selection of {described(selection)}, but {other.directory} of "
+                f"{described(other)}: compare selections of the same prefixes in the same order"
+            )
+
+
+def _fingerprints(selection: Selection) -> list[Fingerprint]:
     """Those of the source prefixes, in order."""
     return [prefix["fingerprint"] for prefix in selection.summary["prefixes"]]
 

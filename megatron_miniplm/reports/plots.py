@@ -3,14 +3,14 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from megatron_miniplm.reports.histograms import Axis, Histograms
 from megatron_miniplm.requirements import missing_packages_are_user_errors
 from megatron_miniplm.selection.difference import UNITS, Measure
-from megatron_miniplm.selection.report.axes import Axis
-from megatron_miniplm.selection.report.tally import Tally
 
 _NUM_BARS = 128
 _DPI = 120
@@ -67,84 +67,67 @@ def require_matplotlib() -> None:
     matplotlib.use("Agg")
 
 
-def draw_plots(tally: Tally, measure: Measure, thresholds: list[float]) -> list[Plot]:
-    """All plots for which there are scores.
+def draw_plots(found: Histograms, thresholds: list[float]) -> list[Plot]:
+    """Plot all values for which there are scores.
 
     Args:
-        thresholds: lowest kept values, one for all or one a domain; none where values do not decide alone.
+        thresholds: lowest kept values, one for all or one per domain; none if values alone do not decide.
     """
-    unit = UNITS[measure.reduction]
-    what = "difference" if measure.is_difference else measure.expression
-    axes = tally.axes
-    value_BK = np.stack([tally.values.sequences - tally.values.kept_sequences, tally.values.kept_sequences], axis=1)
-    plots = [
-        _plot(
-            "values",
-            f"{what} ({unit})",
-            lambda figure, palette: _bars(figure, palette, axes.value, value_BK, f"{what} ({unit})", thresholds),
-        )
-    ]
-    models = (("teacher", axes.teacher, 1), ("reference", axes.reference, 0))
-    for name, axis, other in models:
+    unit = found.unit
+    values, nll_TRK = found.values, found.nll_TRK
+    value_BK = np.stack([values.sequences - values.kept_sequences, values.kept_sequences], axis=1)
+    label = f"{found.what} ({unit})"
+    plots = [_plot("values", label, partial(_bars, axis=found.axis, counts_BK=value_BK, label=label, at=thresholds))]
+    for name, axis, other in (("teacher", found.teacher, 1), ("reference", found.reference, 0)):
         if axis is not None:
             label = f"{name} NLL ({unit})"
-            counts_BK = tally.nll_TRK.sum(axis=other)
-
-            def draw(
-                figure: Any,
-                palette: Palette,
-                axis: Axis = axis,
-                counts_BK: np.ndarray = counts_BK,
-                label: str = label,
-            ) -> None:
-                _bars(figure, palette, axis, counts_BK, label, [])
-
-            plots.append(_plot(f"{name}_nll", label, draw))
-    if axes.teacher is not None and axes.reference is not None:
-        plots.append(
-            _plot(
-                "joint",
-                f"teacher and reference NLL ({unit})",
-                lambda figure, palette: _density(figure, palette, tally, measure, thresholds),
-            )
+            bars = partial(_bars, axis=axis, counts_BK=nll_TRK.sum(axis=other), label=label, at=[])
+            plots.append(_plot(f"{name}_nll", label, bars))
+    if found.teacher is not None and found.reference is not None:
+        density = partial(
+            _density,
+            teacher=found.teacher,
+            reference=found.reference,
+            counts_TR=nll_TRK.sum(axis=2)[1:-1, 1:-1],
+            measure=found.measure,
+            at=thresholds,
         )
+        plots.append(_plot("joint", f"teacher and reference NLL ({unit})", density))
     return plots
 
 
-def _plot(name: str, title: str, draw: Callable[[Any, Palette], None]) -> Plot:
+def _plot(name: str, title: str, draw: Callable[[Any, Any, Palette], None]) -> Plot:
+    """Draw on a figure and its axes, once in the colours of each kind of page."""
     from matplotlib.figure import Figure
 
     pictures = []
     for palette in (LIGHT, DARK):
         figure = Figure(figsize=(6.6, 3.6), layout="constrained", facecolor=palette.ground)
-        draw(figure, palette)
+        axes = figure.subplots()
+        axes.set_facecolor(palette.ground)
+        axes.tick_params(colors=palette.ink, labelsize=9)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(palette.faint)
+        axes.xaxis.label.set_color(palette.ink)
+        axes.yaxis.label.set_color(palette.ink)
+        draw(figure, axes, palette)
         stream = io.BytesIO()
         figure.savefig(stream, dpi=_DPI, metadata={"Software": None})
         pictures.append(stream.getvalue())
     return Plot(name=name, title=title, light=pictures[0], dark=pictures[1])
 
 
-def _subplot(figure: Any, palette: Palette) -> Any:
-    axes = figure.subplots()
-    axes.set_facecolor(palette.ground)
-    axes.tick_params(colors=palette.ink, labelsize=9)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(palette.faint)
-    axes.xaxis.label.set_color(palette.ink)
-    axes.yaxis.label.set_color(palette.ink)
-    return axes
-
-
 def _bars(
-    figure: Any, palette: Palette, axis: Axis, counts_BK: np.ndarray, label: str, thresholds: list[float]
+    figure: Any, axes: Any, palette: Palette, *, axis: Axis, counts_BK: np.ndarray, label: str, at: list[float]
 ) -> None:
-    """Dropped and kept sequences by bin, stacked; columns of `counts_BK` are dropped and kept."""
+    """Dropped and kept sequences by bin, the columns of `counts_BK`, stacked; lines at the thresholds `at`."""
     edges, dropped, kept = _coarse(axis, counts_BK[1:-1])
-    axes = _subplot(figure, palette)
     axes.stairs(dropped + kept, edges, baseline=kept, fill=True, color=palette.dropped, label="dropped")
     axes.stairs(kept, edges, fill=True, color=palette.kept, label="kept")
-    _lines(axes, palette, thresholds)
+    for number, threshold in enumerate(at):
+        line_label = _line_label(at) if number == 0 else None
+        axes.axvline(threshold, color=palette.line, linewidth=1.2 if len(at) == 1 else 0.5, label=line_label)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
     axes.set_xlabel(label)
@@ -155,22 +138,12 @@ def _bars(
     axes.legend(frameon=False, labelcolor=palette.ink, fontsize=9)
 
 
-def _lines(axes: Any, palette: Palette, thresholds: list[float]) -> None:
-    for number, threshold in enumerate(thresholds):
-        axes.axvline(
-            threshold,
-            color=palette.line,
-            linewidth=1.2 if len(thresholds) == 1 else 0.5,
-            label=_line_label(thresholds) if number == 0 else None,
-        )
-
-
 def _line_label(thresholds: list[float]) -> str:
     return f"threshold {thresholds[0]:.4g}" if len(thresholds) == 1 else "thresholds of the domains"
 
 
 def _coarse(axis: Axis, counts_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Edges, dropped and kept of some bars, over the bins that have anything."""
+    """Edges, dropped and kept counts of wider bars over the bins in use."""
     used_B = np.flatnonzero(counts_BK.sum(axis=1))
     first, stop = (int(used_B[0]), int(used_B[-1]) + 1) if len(used_B) else (0, axis.num_bins)
     step = max(1, -(-(stop - first) // _NUM_BARS))
@@ -180,25 +153,29 @@ def _coarse(axis: Axis, counts_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     return axis.edges[np.append(starts, stop)], summed[:, 0], summed[:, 1]
 
 
-def _density(figure: Any, palette: Palette, tally: Tally, measure: Measure, thresholds: list[float]) -> None:
+def _density(
+    figure: Any,
+    axes: Any,
+    palette: Palette,
+    *,
+    teacher: Axis,
+    reference: Axis,
+    counts_TR: np.ndarray,
+    measure: Measure,
+    at: list[float],
+) -> None:
+    """Sequences by both NLLs, with lines where the measure has the value of a threshold."""
     from matplotlib.colors import LogNorm
 
-    axes = _subplot(figure, palette)
-    teacher, reference = tally.axes.teacher, tally.axes.reference
-    assert teacher is not None
-    assert reference is not None
-    counts_TR = tally.nll_TRK.sum(axis=2)[1:-1, 1:-1]
-    step = 1  # a cell of few sequences says little
+    step = 1  # cells with few sequences say little
     while step < _MAX_CELL_BINS and counts_TR.sum() < _MIN_MEAN_COUNT * counts_TR.size:
         step *= 2
         counts_TR = counts_TR.reshape(len(counts_TR) // 2, 2, -1, 2).sum(axis=(1, 3))
-    used = [np.flatnonzero(counts_TR.sum(axis=other)) for other in (1, 0)]
-    highest = max(2, int(counts_TR.max()))
     mesh = axes.pcolormesh(
         teacher.edges[::step],
         reference.edges[::step],
         np.ma.masked_equal(counts_TR.T, 0),
-        norm=LogNorm(1, highest),
+        norm=LogNorm(1, max(2, int(counts_TR.max()))),
         cmap=palette.density,
         rasterized=True,
     )
@@ -208,27 +185,25 @@ def _density(figure: Any, palette: Palette, tally: Tally, measure: Measure, thre
     bar.ax.yaxis.label.set_color(palette.ink)
     bar.outline.set_visible(False)
     if "tokens" not in measure.names:
-        _level_lines(axes, palette, teacher, reference, measure, thresholds)
-    for axis, used_B, set_limits in ((teacher, used[0], axes.set_xlim), (reference, used[1], axes.set_ylim)):
-        if len(used_B):
+        _level_lines(axes, palette, teacher.edges, reference.edges, measure, at)
+    for axis, other, set_limits in ((teacher, 1, axes.set_xlim), (reference, 0, axes.set_ylim)):
+        if len(used_B := np.flatnonzero(counts_TR.sum(axis=other))):
             set_limits(axis.edges[used_B[0] * step], axis.edges[(used_B[-1] + 1) * step])
     axes.set_xlabel(f"teacher NLL ({UNITS[measure.reduction]})")
     axes.set_ylabel(f"reference NLL ({UNITS[measure.reduction]})")
 
 
 def _level_lines(
-    axes: Any, palette: Palette, teacher: Axis, reference: Axis, measure: Measure, thresholds: list[float]
+    axes: Any, palette: Palette, teacher_T: np.ndarray, reference_R: np.ndarray, measure: Measure, at: list[float]
 ) -> None:
-    """Where the measure, a function of the two NLLs, has the value of a threshold."""
-    teacher_T, reference_R = teacher.edges, reference.edges
     teacher_RT, reference_RT = np.meshgrid(teacher_T, reference_R)
     whole = Measure(expression=measure.expression, reduction="sum")  # NLLs are reduced already
     value_RT = whole.values(teacher_RT.ravel(), reference_RT.ravel(), np.ones(teacher_RT.size, np.int64))
     value_RT = value_RT.reshape(teacher_RT.shape)
-    inside = sorted({value for value in thresholds if value_RT.min() < value < value_RT.max()})
+    inside = sorted({value for value in at if value_RT.min() < value < value_RT.max()})
     if inside:
         axes.contour(teacher_T, reference_R, value_RT, levels=inside, colors=palette.line, linewidths=1.2)
-        axes.plot([], [], color=palette.line, linewidth=1.2, label=_line_label(thresholds))
+        axes.plot([], [], color=palette.line, linewidth=1.2, label=_line_label(at))
         axes.legend(frameon=False, labelcolor=palette.ink, fontsize=9, loc="upper left")
 
 

@@ -12,7 +12,7 @@ import pytest
 from megatron_miniplm.cli import main
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus, write_view
-from megatron_miniplm.provenance import passages_of
+from megatron_miniplm.reports.provenance import passages_of
 
 TEXTS = [f"Sentence one of {number}. Sentence two, with é and 日本. The third." for number in range(30)]
 

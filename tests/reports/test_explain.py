@@ -15,9 +15,9 @@ from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchErr
 from megatron_miniplm.indexed import IndexedCorpus, write_view
 from megatron_miniplm.indexed.pieces import Pieces, crc32_of_runs
 from megatron_miniplm.indexed.sidecar import SidecarWriter, as_table
+from megatron_miniplm.reports.explain import Explanation, decide, explain
 from megatron_miniplm.runtime.hashing import perturbed
 from megatron_miniplm.selection import scored_corpus
-from megatron_miniplm.selection.explain import Explanation, decide, explain
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.top import Threshold
 
