@@ -9,7 +9,6 @@ only its part. The output does not depend on the parallel layout.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,8 +85,7 @@ def _to_megatron(ours: argparse.Namespace, rest: Sequence[str]) -> None:
         model = HuggingFaceModel.open(ours.load_hf)
         model.check_tensors()
         model.refuse_contradictions(rest)
-        program.prepare()
-        sys.argv[1:] = [
+        flags = [
             *model.megatron_flags(),
             *model.precision_flags(rest),
             *("--seq-length", str(model.architecture.max_positions)),
@@ -95,15 +93,10 @@ def _to_megatron(ours: argparse.Namespace, rest: Sequence[str]) -> None:
             *("--tokenizer-type", "NullTokenizer", "--vocab-size", str(model.vocab_size)),
             *rest,
         ]
-        args = program.parse(defaults=UNUSED_BUT_REQUIRED)
-        model.take_vocabulary(args)
-    program.initialize()
-    try:
+    with program.running(flags, defaults=UNUSED_BUT_REQUIRED, complete=model.take_vocabulary) as args:
         from megatron_miniplm.mcore.huggingface.conversion import to_megatron
 
         to_megatron(args, model)
-    finally:
-        program.shut_down()
 
 
 def _to_huggingface(ours: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -117,7 +110,7 @@ def _to_huggingface(ours: argparse.Namespace, rest: Sequence[str]) -> None:
         if tokenizer_dir is not None and not tokenizer_dir.is_dir():
             raise InputError(f"--tokenizer-model {tokenizer_dir} is no directory: give a Hugging Face tokenizer")
         checkpoint = models.checkpoint_directory(str(ours.load))
-        program.prepare()
+        program.prepare()  # reading the checkpoint needs Megatron
         vocab_size = ours.vocab_size or models.recorded_vocab_size(checkpoint)
         if vocab_size is None and tokenizer_dir is None:
             raise InputError(
@@ -126,20 +119,16 @@ def _to_huggingface(ours: argparse.Namespace, rest: Sequence[str]) -> None:
         tokenizer = ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(vocab_size)]
         if vocab_size is None:
             tokenizer = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(tokenizer_dir)]
-        sys.argv[1:] = [
+        flags = [
             *("--load", str(ours.load), "--use-checkpoint-args", "--no-use-tokenizer-model-from-checkpoint-args"),
             *([] if given_flags(rest) & {"--bf16", "--fp16"} else models.recorded_precision_flags(checkpoint)),
             *tokenizer,
             *rest,
         ]
-        args = program.parse(defaults=UNUSED_BUT_REQUIRED)
-    program.initialize()
-    try:
+    with program.running(flags, defaults=UNUSED_BUT_REQUIRED) as args:
         from megatron.training import get_tokenizer
 
         from megatron_miniplm.mcore.huggingface.conversion import to_huggingface
 
         args.vocab_size = vocab_size or get_tokenizer().vocab_size
         to_huggingface(args, ours.save_hf, ours.hf_family, tokenizer_dir)
-    finally:
-        program.shut_down()

@@ -17,7 +17,6 @@ the same command again.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from megatron_miniplm.commands.score_corpus import (
     model_flags,
     open_model,
     require_seq_length,
+    set_default_overlap,
 )
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.checkpoints import ALL, LATEST, choose_iterations
@@ -83,23 +83,16 @@ def run(argv: Sequence[str]) -> None:
         corpora: list[HeldOutCorpus] = []
         if not wants_help(argv):
             model, corpora = _check(argv)
-        sys.argv[1:] = [*model_flags(model, argv), *argv]
-        program.prepare()
-        args = program.parse(add_arguments, defaults=UNUSED_BUT_REQUIRED)
-    if args.miniplm_window_overlap is None:
-        args.miniplm_window_overlap = args.seq_length // 4
-    args.sample_fraction, args.sample_seed = 1.0, 0
-    program.initialize()
-    try:
+    flags = [*model_flags(model, argv), *argv]
+    with program.running(flags, add_arguments, UNUSED_BUT_REQUIRED, complete=set_default_overlap) as args:
         from megatron_miniplm.commands.scored_model import scoring_setup
         from megatron_miniplm.evaluation.held_out_run import HeldOutRun
 
+        args.sample_fraction, args.sample_seed = 1.0, 0
         iterations = program.on_rank_zero(lambda: _prepare(args))
         evaluation = HeldOutRun(args, corpora, lambda: scoring_setup(args, model), lambda: _token_bytes(args, model))
         rows = evaluation.measure(iterations)
         program.on_rank_zero(lambda: _report(args, corpora, evaluation, rows))
-    finally:
-        program.shut_down()
 
 
 def _check(argv: Sequence[str]) -> "tuple[HuggingFaceModel | None, list[HeldOutCorpus]]":

@@ -99,16 +99,15 @@ def run(argv: Sequence[str]) -> None:
             os.environ.setdefault(name, "1")  # ours are lines then
     with program.alike_on_all_ranks():
         model = None if wants_help(argv) else _check(argv)
-        sys.argv[1:] = [*model_flags(model, argv), *longest_context_flags(model, argv), *argv]
-        program.prepare()
-        args = program.parse(add_arguments, defaults={**UNUSED_BUT_REQUIRED, "micro_batch_size": 1})
-    if "--micro-batch-size" not in given_flags(argv):
-        args.micro_batch_size = max(1, ROW_TOKENS // args.seq_length)
-    program.initialize()
-    try:
+    flags = [*model_flags(model, argv), *longest_context_flags(model, argv), *argv]
+    defaults = {**UNUSED_BUT_REQUIRED, "micro_batch_size": 1}
+
+    def fill_rows(args: argparse.Namespace) -> None:
+        if "--micro-batch-size" not in given_flags(argv):
+            args.micro_batch_size = max(1, ROW_TOKENS // args.seq_length)
+
+    with program.running(flags, add_arguments, defaults, complete=fill_rows) as args:
         _evaluate(args, model)
-    finally:
-        program.shut_down()
 
 
 def _check(argv: Sequence[str]) -> "HuggingFaceModel | None":

@@ -17,7 +17,6 @@ to scores/predicted/agreement.json. To continue a killed job, run the same comma
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from megatron_miniplm.commands.score_corpus import (
     model_flags,
     open_model,
     require_seq_length,
+    set_default_overlap,
 )
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
@@ -89,25 +89,17 @@ def run(argv: Sequence[str]) -> None:
         if not wants_help(argv):
             model, num_steps = _check(argv)
             defaults["train_iters"] = num_steps
-        sys.argv[1:] = [*model_flags(model, argv), *argv]
-        program.prepare()
-        args = program.parse(add_arguments, defaults=defaults)
-    if args.miniplm_window_overlap is None:
-        args.miniplm_window_overlap = args.seq_length // 4
-    # What counts is taken from the teacher's scores, and every sequence is predicted.
-    args.mask_eod = args.score_first_token = False
-    args.sample_fraction, args.sample_seed = 1.0, 0
-    prefixes = expand_prefixes(args.miniplm_corpus)
-    program.initialize()
-    # Megatron's own would be a multiple of the number of replicas. Its scheduler counts in it.
-    args.global_batch_size = args.proxy_batch_sequences
-    try:
+    flags = [*model_flags(model, argv), *argv]
+    with program.running(flags, add_arguments, defaults, complete=set_default_overlap) as args:
         from megatron_miniplm.commands.scored_model import scoring_setup
         from megatron_miniplm.scoring.proxy.engine import fit_and_predict
 
-        fit_and_predict(args, prefixes, *scoring_setup(args, model))
-    finally:
-        program.shut_down()
+        # What counts is taken from the teacher's scores, and every sequence is predicted.
+        args.mask_eod = args.score_first_token = False
+        args.sample_fraction, args.sample_seed = 1.0, 0
+        # Megatron's own would be a multiple of the number of replicas. Its scheduler counts in it.
+        args.global_batch_size = args.proxy_batch_sequences
+        fit_and_predict(args, expand_prefixes(args.miniplm_corpus), *scoring_setup(args, model))
 
 
 def _check(argv: Sequence[str]) -> tuple["HuggingFaceModel | None", int]:

@@ -19,7 +19,6 @@ a killed job, run the same command again.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,19 +119,14 @@ def run(argv: Sequence[str]) -> None:
 
     with program.alike_on_all_ranks():
         model = None if wants_help(argv) else _check(argv)
-        sys.argv[1:] = [*model_flags(model, argv), *longest_context_flags(model, argv), *argv]
-        program.prepare()
-        args = program.parse(add_arguments, defaults=DEFAULTS)
-    program.initialize()
-    try:
+    flags = [*model_flags(model, argv), *longest_context_flags(model, argv), *argv]
+    with program.running(flags, add_arguments, DEFAULTS) as args:
         from megatron_miniplm.commands.scored_model import model_and_tokenizer
         from megatron_miniplm.generation.corpus import generate_corpus
 
         identities = model_and_tokenizer(args, model)[:2]
         settings = _settings(args, program.on_rank_zero(lambda: _end_of_document(args, model)))
         generate_corpus(args, expand_prefixes(args.miniplm_corpus), args.output_prefix, *identities, settings)
-    finally:
-        program.shut_down()
 
 
 def _check(argv: Sequence[str]) -> "HuggingFaceModel | None":

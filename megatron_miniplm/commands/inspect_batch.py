@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -66,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
     given = given_flags(argv)
     if not help_only and not given & {"--global-batch-size", "--step-batch-size-schedule"}:
         raise MissingFlagError("--global-batch-size", "without it the batch depends on the number of ranks of the run")
-    sys.argv[1:] = argv
+    program.set_flags(argv)
     # One replica of the run's layout, of which this is rank 0: flags are checked as there, nothing is started.
     os.environ |= {"RANK": "0", "WORLD_SIZE": str(_num_model_parallel_ranks(argv))}
     from megatron_miniplm.training.plugin import plug_in

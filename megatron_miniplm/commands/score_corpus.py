@@ -15,7 +15,6 @@ Jobs with the same --miniplm-scores share the work. To continue a killed job, ru
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,23 +121,19 @@ def run(argv: Sequence[str]) -> None:
     from megatron_miniplm.mcore import program
 
     with program.alike_on_all_ranks():
-        model = None
-        if not wants_help(argv):
-            model = _check_paths(argv)
-        sys.argv[1:] = [*model_flags(model, argv), *argv]
-        program.prepare()
-        args = program.parse(add_arguments, defaults=UNUSED_BUT_REQUIRED)
-    if args.miniplm_window_overlap is None:
-        args.miniplm_window_overlap = args.seq_length // 4
-    prefixes = expand_prefixes(args.miniplm_corpus)
-    program.initialize()
-    try:
+        model = None if wants_help(argv) else _check_paths(argv)
+    flags = [*model_flags(model, argv), *argv]
+    with program.running(flags, add_arguments, UNUSED_BUT_REQUIRED, complete=set_default_overlap) as args:
         from megatron_miniplm.commands.scored_model import scoring_setup
         from megatron_miniplm.scoring.engine import score_corpus
 
-        score_corpus(args, prefixes, *scoring_setup(args, model))
-    finally:
-        program.shut_down()
+        score_corpus(args, expand_prefixes(args.miniplm_corpus), *scoring_setup(args, model))
+
+
+def set_default_overlap(args: argparse.Namespace) -> None:
+    """A quarter of the context, where `--miniplm-window-overlap` is not given."""
+    if args.miniplm_window_overlap is None:
+        args.miniplm_window_overlap = args.seq_length // 4
 
 
 def model_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[str]:

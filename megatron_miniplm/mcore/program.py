@@ -1,10 +1,13 @@
 """How every Megatron program of ours starts: device, flags, process groups, and errors that a user can read.
 
-    program.prepare()                       # at import: spawned children (asynchronous saves) need it too
-    args = program.parse(add_our_flags)     # Megatron's own parser with one more argument group
-    program.initialize()                    # megatron.training.initialize_megatron
+    with program.running(flags, add_our_flags) as args:   # our programs
+        ...
 
-`pretrain` initializes by itself; it needs `ensure_rendezvous` where it was not started by torchrun or srun.
+    program.prepare()                       # training; at import: spawned children (asynchronous saves) need it too
+    args = program.parse(add_our_flags)     # Megatron's own parser with one more argument group
+
+`pretrain` initializes by itself; it needs `ensure_rendezvous` where it was not started by torchrun or srun. Megatron's
+parser reads `sys.argv`: here it is written, and nowhere else but in `launch`, which gives a script its command line.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from megatron_miniplm.command_line import MissingFlagError, UsageError, shorten
@@ -71,6 +74,41 @@ def prepare(supported: SupportedReleases = PROGRAMS) -> None:
     _skip_helper_compilation()
     patched = f"patched to run on the CPU ({len(cpu_emulation.PATCHES)} places)" if cpu_emulation.is_active() else ""
     announce(f"Megatron-Core {megatron.version} in {megatron.location}{patched and ', '}{patched}{hint()}")
+
+
+@contextlib.contextmanager
+def running(
+    flags: Sequence[str],
+    add_arguments: AddArguments | None = None,
+    defaults: dict[str, Any] | None = None,
+    *,
+    complete: Callable[[argparse.Namespace], object] = lambda args: None,
+) -> Iterator[argparse.Namespace]:
+    """A program of ours on Megatron: prepared, with parsed flags and process groups, which it leaves at the end.
+
+    Args:
+        flags: Megatron's and ours.
+        add_arguments, defaults: as `parse` takes them.
+        complete: changes the parsed flags before Megatron is initialised.
+
+    Raises:
+        MiniPLMError: the flags are refused; only rank 0 prints it.
+    """
+    with alike_on_all_ranks():
+        set_flags(flags)
+        prepare()
+        args = parse(add_arguments, defaults)
+        complete(args)
+    initialize()
+    try:
+        yield args
+    finally:
+        shut_down()
+
+
+def set_flags(flags: Sequence[str]) -> None:
+    """Let Megatron's parser read these flags in place of those that the process was started with."""
+    sys.argv[1:] = flags
 
 
 def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | None = None) -> argparse.Namespace:

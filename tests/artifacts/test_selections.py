@@ -10,7 +10,6 @@ from damage import NO_FILES, damaged_bytes, damaged_json, put, put_no_file
 from fuzzing import fuzz, refusal_of
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron_miniplm.selection.report.writing import write_report
 from megatron_runs import write_corpus
 from score_stores import write_scores
 from selections import sample, seal
@@ -20,6 +19,7 @@ from megatron_miniplm.artifacts.selections import Selection
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.reports.explain import explain
+from megatron_miniplm.reports.report import write_report
 from megatron_miniplm.selection.comparability import warning_of
 from megatron_miniplm.training.document_index import Phase
 from megatron_miniplm.training.refinement import Pool
