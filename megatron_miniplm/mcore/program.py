@@ -153,6 +153,13 @@ def _megatron_parser() -> Callable[..., argparse.Namespace]:
     return parse_and_validate_args
 
 
+def args_of_run() -> argparse.Namespace | None:
+    """Megatron's parsed flags; None in programs that parse none, where its `get_args` would fail."""
+    from megatron.training import global_vars
+
+    return global_vars._GLOBAL_ARGS
+
+
 def add_device_flags() -> None:
     """Complete `sys.argv` with the flags that Megatron needs on this machine, and print those that were missing."""
     from megatron_miniplm.mcore import cpu_emulation

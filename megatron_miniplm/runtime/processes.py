@@ -1,4 +1,4 @@
-"""Whether this process may be forked, and how it asks the system for memory."""
+"""What this process asks of the system and of libraries: forks, threads, memory."""
 
 import ctypes
 import os
@@ -30,3 +30,12 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def set_encoder_threads(num_threads: int) -> None:
+    """Size the thread pools behind tokenizers and gigatoken, which are made once a process: the first call decides.
+
+    They take it from the environment only, so this process's is changed, and that of the children it starts.
+    """
+    os.environ["RAYON_NUM_THREADS"] = str(num_threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false" if num_threads == 1 else "true"  # a pool of one is a thread more

@@ -25,7 +25,7 @@ from megatron.core.datasets.utils import Split, normalize
 
 from megatron_miniplm.artifacts.data_args import require_listed_prefixes
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.mcore.program import say_once
+from megatron_miniplm.mcore.program import args_of_run, say_once
 from megatron_miniplm.training.document_index import (
     IndexSettings,
     NothingToTrainOnError,
@@ -49,7 +49,7 @@ def refined_class(cls: Any, config: Any) -> Any:
     Raises:
         InputError: there is a selection, and the class or the configuration is one that cannot be refined.
     """
-    args = _args_of_run()
+    args = args_of_run()
     if getattr(args, "miniplm_dry_run", False):
         raise InputError(DRY_RUN_ELSEWHERE)
     refinement = refinement_of_run(args)
@@ -79,13 +79,12 @@ def refined_class(cls: Any, config: Any) -> Any:
             "of the loss mask, in which the weights travel; use --miniplm-weighting resample, or leave one of them out"
         )
     _check_blend(refinement, config)
-    config.miniplm = refinement  # not a field: a script makes the configuration by Megatron's own class
     return DifferenceSampledGPTDataset
 
 
-def safely_cached(cls: Any, args: tuple[Any, ...]) -> Any:
+def safely_cached(cls: Any) -> Any:
     """The class to build in place of `cls`: blends of refined datasets get caches that are written whole."""
-    return SafelyCachedBlendedDataset if cls is BlendedDataset and hasattr(args[-1], "miniplm") else cls
+    return SafelyCachedBlendedDataset if cls is BlendedDataset and refinement_of_run(args_of_run()) else cls
 
 
 def refinement_of_run(args: Any) -> Refinement | None:
@@ -98,12 +97,6 @@ def refinement_of_run(args: Any) -> Refinement | None:
         args.miniplm_ratio_schedule,
         args.miniplm_temperature_schedule,
     )
-
-
-def _args_of_run() -> Any:
-    from megatron.training import global_vars
-
-    return global_vars._GLOBAL_ARGS  # None in programs that parse no flags; get_args() would fail there
 
 
 def _refuse_idle_flags(args: Any) -> None:
@@ -148,7 +141,7 @@ def _training_blend(config: Any) -> tuple[list[str], list[float] | None]:
 class DifferenceSampledGPTDataset(GPTDataset):
     """`GPTDataset` that draws what a selection keeps, as often as it says, with the weights that it gives.
 
-    Takes the arguments of `GPTDataset`; `config.miniplm` is a `Refinement`. Samples have `STATISTICS` in training sets,
+    Takes the arguments of `GPTDataset`; the selection is that of the run's flags. Samples have `STATISTICS` in training sets,
     and with `--miniplm-weighting loss` a loss mask that is multiplied by the weights of the sequences of the labels.
 
     Raises:
@@ -160,7 +153,8 @@ class DifferenceSampledGPTDataset(GPTDataset):
 
     def _build_document_sample_shuffle_indices(self) -> Any:
         """Build what is missing of the cache, then let Megatron load it."""
-        refinement: Refinement = self.config.miniplm
+        refinement = refinement_of_run(args_of_run())
+        assert refinement is not None, "built by `refined_class` only"
         self.refined = refinement.of(self.dataset_path) if self.index_split == Split.train else None
         starts: tuple[int, ...] = (0,)
         if self.refined is not None:

@@ -176,7 +176,7 @@ def warn_of_stale_cache(dataset: Any) -> None:
     Args:
         dataset: built just now; other kinds than `GPTDataset` are passed over.
     """
-    if not isinstance(dataset, GPTDataset) or hasattr(dataset.config, "miniplm"):
+    if not isinstance(dataset, GPTDataset) or hasattr(dataset, "refined"):
         return  # ours compares the corpus
     directory, index = cache_directory(dataset), Path(f"{dataset.dataset_path}.idx")
     stem = f"{dataset.unique_description_hash}-{type(dataset).__name__}-{dataset.index_split.name}"

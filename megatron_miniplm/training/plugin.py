@@ -95,7 +95,7 @@ def _build_generic_dataset(original: Callable[..., Any]) -> Any:
     def build_generic_dataset(cls: Any, is_built_on_rank: Any, synchronize_ranks: bool, *args: Any) -> Any:
         checks = _of_training("index_cache")
         checks.verify_view_of(cls, args)
-        built = _of_training("dataset").safely_cached(cls, args)
+        built = _of_training("dataset").safely_cached(cls)
         try:
             dataset = original(built, is_built_on_rank, synchronize_ranks, *args)
         except Exception as error:

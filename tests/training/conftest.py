@@ -47,7 +47,7 @@ def build(scored: ScoredCorpora, run_flags: Callable[..., None], tmp_path: Path)
         @staticmethod
         def build_generic_dataset(cls: Any, is_built_on_rank: Any, synchronize_ranks: bool, *args: Any) -> Any:
             original = builders.BlendedMegatronDatasetBuilder.build_generic_dataset
-            return original(safely_cached(cls, args), is_built_on_rank, synchronize_ranks, *args)
+            return original(safely_cached(cls), is_built_on_rank, synchronize_ranks, *args)
 
     def build_datasets(
         num_samples: int | None = 120,

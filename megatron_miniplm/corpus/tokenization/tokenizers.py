@@ -4,7 +4,6 @@ Each kind has its own module; this one says what they share, and chooses. The id
 which Megatron's class stands; gigatoken takes over where that is exact (`gigatoken_engine`).
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from megatron_miniplm.artifacts import Fingerprint, digest_values
 from megatron_miniplm.corpus.tokenization.settings import FILES, TextEncoder, TokenizerSettings
 from megatron_miniplm.corpus.tokenization.token_bytes import flatten_ids, split_ids
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.runtime.processes import set_encoder_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,7 @@ def make_encoder(settings: TokenizerSettings, num_threads: int) -> TextEncoder:
             such tokenizer.
     """
     _check(settings)
-    os.environ["RAYON_NUM_THREADS"] = str(num_threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false" if num_threads == 1 else "true"  # a pool of one is a thread more
+    set_encoder_threads(num_threads)
     match settings.tokenizer_type:  # each module imports its library, and only the one that is wanted
         case "HuggingFaceTokenizer" | "GPT2BPETokenizer":
             from megatron_miniplm.corpus.tokenization.huggingface_encoder import HuggingFaceEncoder
