@@ -153,7 +153,7 @@ def _megatron_parser() -> Callable[..., argparse.Namespace]:
     return parse_and_validate_args
 
 
-def args_of_run() -> argparse.Namespace | None:
+def args_of_run() -> Any:
     """Megatron's parsed flags; None in programs that parse none, where its `get_args` would fail."""
     from megatron.training import global_vars
 

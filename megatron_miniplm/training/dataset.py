@@ -141,8 +141,8 @@ def _training_blend(config: Any) -> tuple[list[str], list[float] | None]:
 class DifferenceSampledGPTDataset(GPTDataset):
     """`GPTDataset` that draws what a selection keeps, as often as it says, with the weights that it gives.
 
-    Takes the arguments of `GPTDataset`; the selection is that of the run's flags. Samples have `STATISTICS` in training sets,
-    and with `--miniplm-weighting loss` a loss mask that is multiplied by the weights of the sequences of the labels.
+    Takes the arguments of `GPTDataset`; the selection is that of the run's flags. Samples have `STATISTICS` in training
+    sets, and with `--miniplm-weighting loss` a loss mask that is multiplied by the weights of the labels' sequences.
 
     Raises:
         FingerprintMismatchError: the prefix is not what was selected from (looked at when indices are built).
