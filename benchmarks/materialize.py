@@ -26,7 +26,6 @@ from measurement import MemoryPoll
 from report import Section, Target, machine_markdown
 
 from megatron_miniplm.artifacts.atomic import write_text
-from megatron_miniplm.cli import report
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, write_view
 from megatron_miniplm.indexed.layout import bin_path
@@ -34,6 +33,7 @@ from megatron_miniplm.indexed.materialize import materialize
 from megatron_miniplm.indexed.pieces import Pieces
 from megatron_miniplm.indexed.sidecar import SidecarWriter, as_table
 from megatron_miniplm.indexed.writer import write_index
+from megatron_miniplm.runtime.command_line import report
 
 logger = logging.getLogger(__name__)
 

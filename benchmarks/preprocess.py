@@ -23,8 +23,8 @@ from real_text import collect_text
 from report import machine_markdown
 
 from megatron_miniplm.artifacts.atomic import write_text
-from megatron_miniplm.cli import report
 from megatron_miniplm.errors import MiniPLMError, unusable_path
+from megatron_miniplm.runtime.command_line import report
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_miniplm.artifacts import atomic_output
-from megatron_miniplm.cli import report
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.runtime.command_line import report
 
 MIN_FILE_BYTES = 64
 MAX_FILE_BYTES = 1_000_000

@@ -27,8 +27,8 @@ from megatron_miniplm.artifacts.claims import Claims
 from megatron_miniplm.artifacts.manifest import ArtifactInput
 from megatron_miniplm.artifacts.score_blocks import SCORE_DTYPE, encode_block
 from megatron_miniplm.artifacts.scores import ScoreStore
-from megatron_miniplm.cli import report
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
+from megatron_miniplm.runtime.command_line import report
 
 logger = logging.getLogger(__name__)
 

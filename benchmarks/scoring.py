@@ -25,10 +25,10 @@ from real_text import collect_text
 from report import Section, Target, machine_markdown
 
 from megatron_miniplm.artifacts.atomic import write_text
-from megatron_miniplm.cli import report
 from megatron_miniplm.errors import InputError, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter
 from megatron_miniplm.mcore.flops import PEAK_FLOPS
+from megatron_miniplm.runtime.command_line import report
 
 logger = logging.getLogger(__name__)
 

@@ -32,11 +32,11 @@ from megatron_miniplm.artifacts.manifest import input_of
 from megatron_miniplm.artifacts.score_blocks import SCORE_DTYPE, encode_block
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.artifacts.selections import Selection
-from megatron_miniplm.cli import report
 from megatron_miniplm.errors import MiniPLMError, unusable_path
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.layout import bin_path
 from megatron_miniplm.indexed.writer import write_index
+from megatron_miniplm.runtime.command_line import report
 from megatron_miniplm.selection.ranks import OneProcess
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.scored_corpus import CHUNK_SEQUENCES, map_in_order

@@ -25,8 +25,8 @@ from report import Section, Target, machine_markdown
 from selection import build, select
 
 from megatron_miniplm.artifacts.atomic import write_text
-from megatron_miniplm.cli import report
 from megatron_miniplm.errors import MiniPLMError, unusable_path
+from megatron_miniplm.runtime.command_line import report
 
 logger = logging.getLogger(__name__)
 

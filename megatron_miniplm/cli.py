@@ -11,12 +11,15 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from types import FrameType, ModuleType
 from typing import TextIO, cast
 
-from megatron_miniplm.command_line import (
+from megatron_miniplm.commands import COMMANDS, MEGATRON_PROGRAMS
+from megatron_miniplm.errors import EXIT_RESUMABLE, STOP_SIGNALS, MiniPLMError, unusable_path
+from megatron_miniplm.mcore.megatron_output import hide_unless_verbose
+from megatron_miniplm.mcore.versions import find_megatron
+from megatron_miniplm.runtime.command_line import (
     HELP_FLAGS,
     CommandParser,
     MissingFlagError,
@@ -24,77 +27,17 @@ from megatron_miniplm.command_line import (
     did_you_mean,
     print_help,
     print_version,
+    report,
 )
-from megatron_miniplm.errors import EXIT_RESUMABLE, STOP_SIGNALS, MiniPLMError, unusable_path
-from megatron_miniplm.mcore.megatron_output import hide_unless_verbose
-from megatron_miniplm.mcore.versions import find_megatron
-from megatron_miniplm.requirements import missing, missing_packages_are_user_errors
 from megatron_miniplm.runtime.launchers import (
     adopt_srun,
     leave_exit_code,
     leave_exit_code_of_crashes,
-    repeat_after_torchrun,
 )
-from megatron_miniplm.runtime.terminal import PrintableFormatter, PrintableStream, printable
+from megatron_miniplm.runtime.requirements import missing, missing_packages_are_user_errors
+from megatron_miniplm.runtime.terminal import PrintableFormatter, PrintableStream
 
 DESCRIPTION = "Pretraining distillation by difference sampling (MiniPLM) for Megatron."
-#: Subcommand -> (module, one line of help), in the order in which data flows.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "plan": ("plan", "estimate FLOPs, GPU-hours, disk and break-even before running anything"),
-    "doctor": ("doctor", "check the installation: what is missing, what that costs, how to fix it"),
-    "convert-checkpoint": ("convert_checkpoint", "convert a Hugging Face model to a Megatron checkpoint, or back"),
-    "train-tokenizer": ("train_tokenizer", "train a SentencePiece or byte-level BPE tokenizer on JSONL text"),
-    "preprocess-data": ("preprocess_data", "tokenize JSONL or Parquet text into a Megatron .bin/.idx corpus"),
-    "merge-datasets": (
-        "merge_datasets",
-        "merge corpora or views into one corpus, or list them in one data_args.txt",
-    ),
-    "split-reference": (
-        "split_reference",
-        "split a corpus at random into a reference part and a pool, as views",
-    ),
-    "score-corpus": ("score_corpus", "compute the NLL of every sequence under a model (Megatron program)"),
-    "fit-proxy": ("fit_proxy", "predict all differences from a scored sample with a small model (Megatron program)"),
-    "generate-corpus": ("generate_corpus", "let the teacher continue the prompts of a corpus (Megatron program)"),
-    "scores": ("scores", "show the progress of a score directory, or export it"),
-    "difference-sampling": ("difference_sampling", "select sequences by teacher and reference scores"),
-    "report": ("report", "write an HTML page about a selection: what was kept, from where, examples"),
-    "materialize": ("materialize", "copy selected data out of views into a plain corpus"),
-    "explain": ("explain", "explain why a selection keeps or drops a sequence: scores, rank, threshold, weight, text"),
-    "convert-tokenization": ("convert_tokenization", "convert a corpus or view to another tokenizer"),
-    "compare-runs": ("compare_runs", "compare the validation loss of runs by tokens, from TensorBoard logs"),
-    "evaluate-lm": (
-        "evaluate_lm",
-        "compute held-out loss, perplexity and bits per byte (Megatron program)",
-    ),
-    "evaluate-tasks": ("evaluate_tasks", "run lm_eval tasks on a checkpoint without exporting it (Megatron program)"),
-    "fit-scaling-curve": (
-        "fit_scaling_curve",
-        "fit scaling curves to losses by compute, and extrapolate them",
-    ),
-    "analyze-data": (
-        "analyze_data",
-        "measure how selection changed the data: diversity, lengths, domains, duplicates",
-    ),
-    "inspect-batch": ("inspect_batch", "show which sequences went into a training step (give it the flags of the run)"),
-    "status": ("status", "show the stages of a SLURM pipeline: state, jobs, progress, time left, errors"),
-    "inspect": ("inspect", "show what an artifact holds and where it comes from, or check that it is intact"),
-    "lineage": ("lineage", "print the tree from an artifact down to raw files and checkpoints"),
-    "completion": ("completion", "print a script that completes commands and flags in bash, zsh or fish"),
-}
-MEGATRON_PROGRAMS = frozenset(
-    {
-        "convert-checkpoint",
-        "score-corpus",
-        "fit-proxy",
-        "generate-corpus",
-        "evaluate-lm",
-        "evaluate-tasks",
-        "inspect-batch",
-    }
-)
-#: A rank with nothing to say leaves so much later: launchers end all ranks once one has left, the one that prints too.
-LAST_WORD_SECONDS = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,17 +126,3 @@ def _run(name: str, module: ModuleType, argv: list[str], program: str | None) ->
             print("interrupted; run the same command again to continue", file=sys.stderr)
         leave_exit_code(EXIT_RESUMABLE)
         return EXIT_RESUMABLE
-
-
-def report(error: MiniPLMError) -> int:
-    """Print the one line that a user's error deserves, with the rank unless it is 0; returns its exit code."""
-    if error.reported_elsewhere:
-        time.sleep(LAST_WORD_SECONDS)
-    else:
-        rank = os.environ.get("RANK", "0")
-        place = "" if rank == "0" else f"[rank {rank}] "
-        line = f"{place}error: {printable(str(error), one_line=True)}"
-        print(line, file=sys.stderr, flush=True)
-        leave_exit_code(error.exit_code, line)
-        repeat_after_torchrun(line)
-    return error.exit_code

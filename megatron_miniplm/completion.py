@@ -9,8 +9,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_miniplm.cli import COMMANDS, MEGATRON_PROGRAMS
-from megatron_miniplm.command_line import CommandParser, PlainHelp
+from megatron_miniplm.commands import COMMANDS, MEGATRON_PROGRAMS
+from megatron_miniplm.runtime.command_line import CommandParser, PlainHelp
 
 _HELP_CHARACTERS = 70
 

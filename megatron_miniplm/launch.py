@@ -13,12 +13,11 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from megatron_miniplm.cli import report
-from megatron_miniplm.command_line import print_help, print_version
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
 from megatron_miniplm.mcore import program
-from megatron_miniplm.requirements import missing_packages_are_user_errors
+from megatron_miniplm.runtime.command_line import print_help, print_version, report
 from megatron_miniplm.runtime.launchers import adopt_srun, leave_exit_code_of_crashes
+from megatron_miniplm.runtime.requirements import missing_packages_are_user_errors
 from megatron_miniplm.training.flags import DRY_RUN_ELSEWHERE, add_arguments
 from megatron_miniplm.training.plugin import plug_in
 

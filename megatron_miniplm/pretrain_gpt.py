@@ -9,10 +9,9 @@ distillation come from `training.plugin`, as they would to a script of yours.
 import os
 import sys
 
-from megatron_miniplm.cli import report
-from megatron_miniplm.command_line import HELP_FLAGS, print_help, print_version
 from megatron_miniplm.errors import MiniPLMError
-from megatron_miniplm.requirements import missing_packages_are_user_errors
+from megatron_miniplm.runtime.command_line import HELP_FLAGS, print_help, print_version, report
+from megatron_miniplm.runtime.requirements import missing_packages_are_user_errors
 from megatron_miniplm.training.flags import add_arguments
 
 if __name__ == "__main__" and print_version(sys.argv[1:], visible=os.environ.get("RANK", "0") == "0"):

@@ -91,7 +91,7 @@ parse_flags() {
             megatron() { printf '%s\0' "$stage" "$#" "$@"; }
             run_stage "$stage"
         )
-    done | PYTHONPATH=$MINIPLM_HOME${PYTHONPATH:+:$PYTHONPATH} python3 -m megatron_miniplm.pipeline.preflight
+    done | PYTHONPATH=$MINIPLM_HOME${PYTHONPATH:+:$PYTHONPATH} python3 -m megatron_miniplm.commands.preflight
 }
 
 refuse_large_arrays() {

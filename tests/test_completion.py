@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from megatron_miniplm.cli import COMMANDS, main
+from megatron_miniplm.cli import main
+from megatron_miniplm.commands import COMMANDS
 from megatron_miniplm.completion import Command, Flag, bash, commands, fish, zsh
 
 KNOWN = [

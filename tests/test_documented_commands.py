@@ -7,7 +7,7 @@ import pytest
 from command_parsers import TRAINING_PROGRAMS, complaints, parser_of
 from documented_commands import Command, commands_of, pages, prose_flags
 
-from megatron_miniplm.cli import COMMANDS
+from megatron_miniplm.commands import COMMANDS
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = pages(REPOSITORY)

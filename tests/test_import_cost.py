@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from megatron_miniplm.cli import COMMANDS
+from megatron_miniplm.commands import COMMANDS
 
 LIMIT_CPU_SECONDS = 0.5
 NUM_TRIES = 3

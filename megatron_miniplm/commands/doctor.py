@@ -6,6 +6,7 @@ Exits with 2 if something stops all Megatron programs from running.
 import argparse
 import dataclasses
 
+from megatron_miniplm.commands import MEGATRON_PROGRAMS
 from megatron_miniplm.errors import EXIT_BAD_INPUT
 from megatron_miniplm.runtime.terminal import printable_json
 
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from megatron_miniplm.mcore.doctor import examine
 
-    findings = list(examine())
+    findings = list(examine(MEGATRON_PROGRAMS))
     if arguments.json:
         print(printable_json([dataclasses.asdict(finding) for finding in findings]))
     else:

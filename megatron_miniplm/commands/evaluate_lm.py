@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts import write_json
-from megatron_miniplm.command_line import our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import (
     UNUSED_BUT_REQUIRED,
     add_counting_arguments,
@@ -37,6 +36,7 @@ from megatron_miniplm.evaluation.checkpoints import ALL, LATEST, choose_iteratio
 from megatron_miniplm.evaluation.held_out import WHOLE_SEQUENCES, HeldOutCorpus, read_corpora
 from megatron_miniplm.evaluation.held_out_table import Measured, as_json, table
 from megatron_miniplm.mcore.device_flags import given_flags
+from megatron_miniplm.runtime.command_line import our_flags_only, wants_help
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_miniplm.command_line import our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import (
     UNUSED_BUT_REQUIRED,
     add_huggingface_arguments,
@@ -29,6 +28,7 @@ from megatron_miniplm.commands.score_corpus import (
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.harness.task_loading import PAPER_GROUP, TaskChoice, require_lm_eval, stay_offline
 from megatron_miniplm.mcore.device_flags import given_flags
+from megatron_miniplm.runtime.command_line import our_flags_only, wants_help
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.scores import ScoreStore
-from megatron_miniplm.command_line import MissingFlagError, our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import (
     add_shared_arguments,
     check_prefixes,
@@ -34,6 +33,7 @@ from megatron_miniplm.commands.score_corpus import (
 )
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
+from megatron_miniplm.runtime.command_line import MissingFlagError, our_flags_only, wants_help
 from megatron_miniplm.scoring.proxy.targets import check_pair
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
-from megatron_miniplm.command_line import MissingFlagError, our_flags_only, wants_help
 from megatron_miniplm.commands.score_corpus import (
     UNUSED_BUT_REQUIRED,
     add_huggingface_arguments,
@@ -35,6 +34,7 @@ from megatron_miniplm.commands.score_corpus import (
 )
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.generation.plan import GenerationSettings
+from megatron_miniplm.runtime.command_line import MissingFlagError, our_flags_only, wants_help
 
 if TYPE_CHECKING:
     from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel

@@ -19,9 +19,9 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_miniplm.command_line import MissingFlagError, wants_help
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
+from megatron_miniplm.runtime.command_line import MissingFlagError, wants_help
 from megatron_miniplm.runtime.terminal import printable, printable_json
 from megatron_miniplm.training.flags import add_arguments as add_training_flags
 

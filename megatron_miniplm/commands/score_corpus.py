@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.manifest import require_prefix
-from megatron_miniplm.command_line import MissingFlagError, our_flags_only, wants_help
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
+from megatron_miniplm.runtime.command_line import MissingFlagError, our_flags_only, wants_help
 
 if TYPE_CHECKING:
     from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel

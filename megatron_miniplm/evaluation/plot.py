@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.evaluation.curves import LossCurve
-from megatron_miniplm.requirements import missing_packages_are_user_errors
+from megatron_miniplm.runtime.requirements import missing_packages_are_user_errors
 
 
 def load_pyplot() -> Any:

@@ -5,11 +5,10 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_miniplm.cli import MEGATRON_PROGRAMS
 from megatron_miniplm.errors import UnsupportedMegatronError
 from megatron_miniplm.mcore.versions import (
     PLUG_IN,
@@ -19,7 +18,7 @@ from megatron_miniplm.mcore.versions import (
     find_megatron,
     has_dataset_helpers,
 )
-from megatron_miniplm.requirements import GET_MEGATRON, GET_TORCH, how_to_get
+from megatron_miniplm.runtime.requirements import GET_MEGATRON, GET_TORCH, how_to_get
 
 Status = Literal["ok", "partly", "absent", "wrong"]
 
@@ -44,11 +43,11 @@ class Finding:
     remedy: str = ""
 
 
-def examine() -> Iterator[Finding]:
+def examine(programs: Collection[str]) -> Iterator[Finding]:
     """Look for everything, in the order in which it matters."""
     yield _python()
     yield from _torch_and_cuda()
-    yield from _megatron()
+    yield from _megatron(programs)
     yield _transformer_engine()
     yield _apex()
     yield from map(_package, _PACKAGES)
@@ -87,7 +86,7 @@ def _torch_and_cuda() -> Iterator[Finding]:
     )
 
 
-def _megatron() -> Iterator[Finding]:
+def _megatron(programs: Collection[str]) -> Iterator[Finding]:
     installation = find_megatron()
     if installation.location is None:
         yield Finding(
@@ -112,7 +111,7 @@ def _megatron() -> Iterator[Finding]:
             name="megatron-core",
             status="partly",
             found=f"{place}: your own training scripts work, on views and through megatron_miniplm.launch",
-            cost=f"{', '.join(sorted(MEGATRON_PROGRAMS))} and megatron_miniplm.pretrain_gpt need {PROGRAMS.name}",
+            cost=f"{', '.join(sorted(programs))} and megatron_miniplm.pretrain_gpt need {PROGRAMS.name}",
             remedy=remedy,
         )
     else:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples, digest_values
-from megatron_miniplm.command_line import MissingFlagError
 from megatron_miniplm.errors import InputError, UnsupportedMegatronError
 from megatron_miniplm.mcore.checkpoint_trust import require_harmless
 from megatron_miniplm.mcore.megatron_output import hidden
 from megatron_miniplm.mcore.program import megatron_errors, say_once
+from megatron_miniplm.runtime.command_line import MissingFlagError
 
 #: What decides a decoder's function beside its weights, by its name in Megatron's args. A checkpoint and the flags must
 #: agree on each; several (rotary base, epsilon) shape no tensor, so that a mismatch would load without a word and score

@@ -23,14 +23,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from megatron_miniplm.command_line import MissingFlagError, UsageError, shorten
 from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
 from megatron_miniplm.mcore.device_flags import given_flags, with_device_flags
 from megatron_miniplm.mcore.megatron_output import hidden, hint
 from megatron_miniplm.mcore.versions import PROGRAMS, SupportedReleases, find_megatron, has_dataset_helpers
-from megatron_miniplm.requirements import missing
+from megatron_miniplm.runtime.command_line import MissingFlagError, UsageError, shorten
 from megatron_miniplm.runtime.launchers import adopt_srun, leave_exit_code_of_crashes
 from megatron_miniplm.runtime.processes import keep_freed_memory
+from megatron_miniplm.runtime.requirements import missing
 from megatron_miniplm.runtime.terminal import printable
 
 AddArguments = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]

@@ -7,7 +7,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from megatron_miniplm.errors import UnsupportedMegatronError
-from megatron_miniplm.requirements import GET_MEGATRON
+from megatron_miniplm.runtime.requirements import GET_MEGATRON
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.reports.histograms import Axis, Histograms
-from megatron_miniplm.requirements import missing_packages_are_user_errors
+from megatron_miniplm.runtime.requirements import missing_packages_are_user_errors
 from megatron_miniplm.selection.difference import UNITS, Measure
 
 _NUM_BARS = 128

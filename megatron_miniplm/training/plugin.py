@@ -23,10 +23,9 @@ from multiprocessing import resource_tracker
 from types import ModuleType
 from typing import Any, NoReturn
 
-from megatron_miniplm.cli import report
-from megatron_miniplm.command_line import UsageError, shorten
 from megatron_miniplm.errors import STOP_SIGNALS
 from megatron_miniplm.mcore.patching import Patch
+from megatron_miniplm.runtime.command_line import UsageError, report, shorten
 from megatron_miniplm.training.flags import add_arguments
 
 _BUILDER = "megatron.core.datasets.blended_megatron_dataset_builder:BlendedMegatronDatasetBuilder"

@@ -334,7 +334,7 @@ def test_nan_in_the_embedding_of_one_token(scene: Scene) -> None:
 
 SLOW_TO_SPEAK = """
 import os, sys, time
-from megatron_miniplm.cli import report
+from megatron_miniplm.runtime.command_line import report
 from megatron_miniplm.errors import InputError
 error = InputError("said by rank 0")
 error.reported_elsewhere = os.environ["RANK"] != "0"

@@ -8,7 +8,7 @@ import pytest
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.mcore import doctor
 from megatron_miniplm.mcore.versions import MegatronInstallation
-from megatron_miniplm.requirements import GET_MEGATRON
+from megatron_miniplm.runtime.requirements import GET_MEGATRON
 
 
 def test_finds_what_is_installed_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from gloo_ranks import run_ranks
 
-from megatron_miniplm.cli import report
 from megatron_miniplm.errors import FingerprintMismatchError, InputError, NonFiniteScoreError
 from megatron_miniplm.mcore import program
 from megatron_miniplm.mcore.program import megatron_errors
+from megatron_miniplm.runtime.command_line import report
 
 
 def raise_in_megatron_errors(error: BaseException) -> None:

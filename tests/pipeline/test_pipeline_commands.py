@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_miniplm.cli import COMMANDS
+from megatron_miniplm.commands import COMMANDS
 
 REPOSITORY = Path(__file__).parents[2]
 SUBMIT = REPOSITORY / "slurm/submit_pipeline.sh"

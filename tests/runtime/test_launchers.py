@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_miniplm.cli import report, run_tool
+from megatron_miniplm.cli import run_tool
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.runtime.command_line import report
 from megatron_miniplm.runtime.launchers import ERROR_FILE_VARIABLE, EXIT_CODES_VARIABLE, adopt_srun
 
 
@@ -95,7 +96,7 @@ def test_a_rank_leaves_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run_tool("inspect", [str(tmp_path / "nothing")]) == 2
     elsewhere = InputError("reported by rank 0")
     elsewhere.reported_elsewhere = True
-    monkeypatch.setattr("megatron_miniplm.cli.LAST_WORD_SECONDS", 0)
+    monkeypatch.setattr("megatron_miniplm.runtime.command_line.LAST_WORD_SECONDS", 0)
     report(elsewhere)
     assert [path.name for path in tmp_path.iterdir()] == ["job.2"]
 

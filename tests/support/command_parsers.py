@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from documented_commands import ANY_WORDS, is_literal
 
-from megatron_miniplm.cli import COMMANDS, MEGATRON_PROGRAMS
+from megatron_miniplm.commands import COMMANDS, MEGATRON_PROGRAMS
 from megatron_miniplm.training import flags as training_flags
 
 TRAINING_PROGRAMS = frozenset({"pretrain_gpt", "launch"})

@@ -14,7 +14,7 @@ def add_megatron_arguments(parser: argparse.ArgumentParser) -> argparse.Argument
 
 @pytest.fixture
 def parser(monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
-    monkeypatch.setattr("megatron_miniplm.cli.LAST_WORD_SECONDS", 0)
+    monkeypatch.setattr("megatron_miniplm.runtime.command_line.LAST_WORD_SECONDS", 0)
     parser = plugin._flags(add_megatron_arguments)(argparse.ArgumentParser("train.py", allow_abbrev=False))
     parser.add_argument_group("of the script").add_argument("--own-flag", default="none")
     return parser

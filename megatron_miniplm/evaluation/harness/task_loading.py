@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.errors import InputError, MiniPLMError
-from megatron_miniplm.requirements import missing
+from megatron_miniplm.runtime.requirements import missing
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group

@@ -1,6 +1,6 @@
 """Parse the flags of all stages with the parsers of their programs, before anything is submitted.
 
-slurm/submit_pipeline.sh runs `python -m megatron_miniplm.pipeline.preflight`, which reads commands from standard input,
+slurm/submit_pipeline.sh runs `python -m megatron_miniplm.commands.preflight`, which reads commands from standard input,
 each as its stage, the number of its words and the words, all ended by NUL. Exit code 0: all can be parsed; 2: not, and
 one line for each such command says why.
 
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from megatron_miniplm.cli import COMMANDS, MEGATRON_PROGRAMS
-from megatron_miniplm.command_line import CommandParser, UsageError, did_you_mean
+from megatron_miniplm.commands import COMMANDS, MEGATRON_PROGRAMS
 from megatron_miniplm.errors import EXIT_BAD_INPUT, MiniPLMError, MissingPackageError, UnsupportedMegatronError
+from megatron_miniplm.runtime.command_line import CommandParser, UsageError, did_you_mean
 from megatron_miniplm.runtime.terminal import printable
 
 #: What the names of our flags begin with in programs that take Megatron's flags.

@@ -5,14 +5,18 @@ Megatron's parser has some 700 flags. Its programs show ours by `--help`, and al
 
 import argparse
 import difflib
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
 
 from megatron_miniplm import __version__
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import InputError, MiniPLMError
+from megatron_miniplm.runtime.launchers import leave_exit_code, repeat_after_torchrun
+from megatron_miniplm.runtime.terminal import printable
 
 HELP_FLAGS = ("-h", "--help")
 HELP_MEGATRON = "--help-megatron"
@@ -23,6 +27,9 @@ _UNKNOWN = "unrecognized arguments: "
 #: What argparse says of required flags, before it looks for unknown ones.
 _REQUIRED = re.compile(r"(?:the following arguments are required:|one of the arguments .* is required)")
 _MEGATRON_NOTE = f"Megatron's own flags are accepted too; {HELP_MEGATRON} lists all of them."
+
+#: A rank with nothing to say leaves so much later: launchers end all ranks once one has left, the one that prints too.
+LAST_WORD_SECONDS = 2.0
 
 AddArguments = Callable[[argparse.ArgumentParser], Any]
 
@@ -214,3 +221,17 @@ class _WholeHelp(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         print(self._whole_help(), end="")
         parser.exit()
+
+
+def report(error: MiniPLMError) -> int:
+    """Print the one line that a user's error deserves, with the rank unless it is 0; returns its exit code."""
+    if error.reported_elsewhere:
+        time.sleep(LAST_WORD_SECONDS)
+    else:
+        rank = os.environ.get("RANK", "0")
+        place = "" if rank == "0" else f"[rank {rank}] "
+        line = f"{place}error: {printable(str(error), one_line=True)}"
+        print(line, file=sys.stderr, flush=True)
+        leave_exit_code(error.exit_code, line)
+        repeat_after_torchrun(line)
+    return error.exit_code

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import pytest
 
-from megatron_miniplm.command_line import (
+from megatron_miniplm.runtime.command_line import (
     HELP_MEGATRON,
     CommandParser,
     MissingFlagError,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from megatron_miniplm.pipeline import preflight
-from megatron_miniplm.pipeline.preflight import StageCommand, find_faults, read_commands
+from megatron_miniplm.commands import preflight
+from megatron_miniplm.commands.preflight import StageCommand, find_faults, read_commands
 
 SELECTION = "miniplm difference-sampling --teacher-scores t --reference-scores r --output o"
 SCORING = "miniplm score-corpus --miniplm-corpus c --miniplm-scores s"
