@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_miniplm.evaluation.scaling import FittedScalingLaw, compute_equivalent_gain, gain_interval
 from megatron_miniplm.evaluation.scaling_points import ScalingPoints
+from megatron_miniplm.text_table import aligned
 
 #: Fields of a law, and how they are printed.
 CONSTANTS = {"irreducible_loss": ".3f", "amplitude": ".2e", "exponent": ".3f"}
@@ -32,8 +33,8 @@ def lines(
             row.append(_ranged(law.loss(compute), *_loss_interval(law, compute, confidence), ".3f"))
         losses.append(row)
     told = [f"L(C) = L_inf + A * C^-alpha, C in FLOPs, L in nats a token; [{confidence:.0%} bootstrap intervals]", ""]
-    told += [*_aligned(constants), "", *_aligned(losses)]
-    told.append("")
+    for table in (constants, losses):
+        told += [*aligned(table, left=range(len(table[0]))), ""]
     for compute in computes:
         told += _gains(laws, compute, confidence)
     return told + _caveats(laws)
@@ -122,11 +123,6 @@ def _gains(laws: Mapping[str, FittedScalingLaw], compute: float, confidence: flo
 
 def _times(gain: float) -> str:
     return "never" if math.isinf(gain) else f"{gain:.3g} x"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _ranged(value: Any, low: Any, high: Any, form: str) -> str:

@@ -18,6 +18,7 @@ from megatron_miniplm.evaluation.analysis.scan import NGRAM_TOKENS
 from megatron_miniplm.evaluation.analysis.vocabulary import COVERED_SHARE
 from megatron_miniplm.indexed.pieces import NO_DOMAIN
 from megatron_miniplm.progress import scaled
+from megatron_miniplm.text_table import aligned
 
 MOST_DOMAINS = 30
 _Row = tuple[str, list[str]]
@@ -25,7 +26,7 @@ _Row = tuple[str, list[str]]
 
 def lines_of(analysis: Analysis) -> list[str]:
     """A column a data set, the first being the one that the others are compared with."""
-    rows: list[_Row] = [("", list(analysis.datasets))]
+    rows = [["", *analysis.datasets]]
     for title, block in (
         ("every sequence", _exact_rows(analysis)),
         ("every token", _scan_rows(analysis)),
@@ -33,14 +34,8 @@ def lines_of(analysis: Analysis) -> list[str]:
         ("share of sequences / of tokens, by domain", _domain_rows(analysis)),
     ):
         if block:
-            rows += [("", []), (title, []), *((f"  {label}", cells) for label, cells in block)]
-    label_width = max(len(label) for label, cells in rows if cells)
-    widths = [2 + max(len(row[column]) for _, row in rows if row) for column in range(len(analysis.datasets))]
-    lines = [
-        label if not cells else f"{label:<{label_width}}" + "".join(map(str.rjust, cells, widths))
-        for label, cells in rows
-    ]
-    return [*lines, "", *_notes(analysis)]
+            rows += [[""], [title], *([f"  {label}", *cells] for label, cells in block)]
+    return [*aligned(rows), "", *_notes(analysis)]
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:

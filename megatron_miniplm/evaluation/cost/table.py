@@ -7,6 +7,7 @@ from megatron_miniplm.evaluation.cost.comparison import Method, break_even_stude
 from megatron_miniplm.evaluation.cost.plan import Plan
 from megatron_miniplm.evaluation.cost.road import Stage
 from megatron_miniplm.flops import ModelShape
+from megatron_miniplm.text_table import aligned
 
 #: Columns of the table of costs a student.
 NUMBERS_OF_STUDENTS = (1, 2, 3, 5, 10)
@@ -16,13 +17,13 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 def lines_of(plan: Plan) -> list[str]:
     """The whole plan, for a terminal."""
     return [
-        *_columns(_model_rows(plan)),
+        *aligned(_model_rows(plan)),
         "",
-        *_columns(_stage_rows(plan)),
+        *aligned(_stage_rows(plan)),
         "",
         "FLOP a student, all stages shared out, by number of students; and what the cost of plain training buys:",
         "",
-        *_columns(_method_rows(plan.methods)),
+        *aligned(_method_rows(plan.methods)),
         "",
         *_break_even_lines(plan),
         *_proxy_lines(plan),
@@ -116,18 +117,6 @@ def _assumption_lines(plan: Plan) -> Iterator[str]:
         f"         Adam's state in float32, one each; cached logits of {plan.cached_bytes_per_token:g} bytes a token; "
         "tools (no model) cost no GPU hours"
     )
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned: the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _hours(hours: float) -> str:

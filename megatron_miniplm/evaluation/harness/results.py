@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_miniplm.artifacts import atomic_output, digest_values, write_json
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, hasher
 from megatron_miniplm.evaluation.harness.task_loading import PAPER_GROUP, LoadedTasks, TaskChoice
+from megatron_miniplm.text_table import aligned
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -146,19 +147,18 @@ def paper_mean(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -
 
 def table(merged: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """One line a task, those of the paper's mean last."""
-    width = max(len("mean of 9"), *map(len, names))
-    lines = [f"{'task':<{width}}  {'metric':<16}{'value':>10}{'stderr':>10}{'examples':>10}"]
+    # As wide as accuracies need, so that tables of different tasks look alike.
+    rows = [["task".ljust(len("mean of 9")), "metric".ljust(16), "value".rjust(8), "stderr".rjust(8), "examples"]]
     for name, metric, value, error in headlines(merged["results"], names):
         count = merged["n-samples"][name]["effective"]
-        lines.append(f"{name:<{width}}  {metric:<16}{_number(value)}{_number(error)}{count:>10,}")
+        rows.append([name, metric, _number(value), _number(error), f"{count:,}"])
     if (mean := merged.get("miniplm")) is not None:
         value, error = mean["mean_accuracy"], mean["mean_accuracy_stderr"]
-        label = f"mean of {len(mean['metrics'])}"
-        lines.append(f"{label:<{width}}  {'':<16}{_number(value)}{_number(error)}")
-    return lines
+        rows.append([f"mean of {len(mean['metrics'])}", "", _number(value), _number(error)])
+    return aligned(rows, left=(0, 1))
 
 
 def _number(value: Any) -> str:
     if isinstance(value, (int, float)):
-        return f"{value:>10.4f}" if abs(value) < 1e5 else f"{value:>10.3g}"
-    return f"{'' if value in (None, 'N/A') else value:>10}"
+        return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3g}"
+    return "" if value in (None, "N/A") else str(value)
