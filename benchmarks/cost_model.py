@@ -26,9 +26,9 @@ from megatron_miniplm.artifacts import write_text
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.cli import report
 from megatron_miniplm.errors import InputError, MiniPLMError
-from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
-from megatron_miniplm.evaluation.cost.shapes import model_shape
 from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.planning.sequences import SequenceLengths
+from megatron_miniplm.planning.shapes import model_shape
 from megatron_miniplm.scoring.sample import is_sampled
 
 REPOSITORY = Path(__file__).parents[1]

@@ -7,5 +7,4 @@ held_out  held-out loss, perplexity and bits a byte from finished scores; `held_
           says of which checkpoints, `held_out_table` prints them
 harness   downstream tasks by lm_eval, on a checkpoint that all ranks hold together
 analysis  what selection did to the data: lengths, vocabulary, diversity, domains, copies
-cost      what the whole road will cost, beside other methods
 """
