@@ -25,9 +25,9 @@ from report import Section, Target, machine_markdown
 from megatron_miniplm.artifacts import write_text
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.errors import InputError, MiniPLMError
-from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
-from megatron_miniplm.evaluation.cost.shapes import model_shape
 from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.planning.sequences import SequenceLengths
+from megatron_miniplm.planning.shapes import model_shape
 from megatron_miniplm.runtime.command_line import report
 from megatron_miniplm.scoring.identity import is_sampled
 

@@ -9,7 +9,7 @@ import megatron_miniplm
 
 PACKAGE = Path(megatron_miniplm.__file__).parent
 #: These are imported by commands only, or by themselves.
-OUTER = ("reports",)
+OUTER = ("planning", "reports")
 
 
 def imported_packages(source: str) -> set[str]:

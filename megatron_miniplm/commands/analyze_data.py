@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from megatron_miniplm.evaluation.analysis.data import Dataset
-    from megatron_miniplm.evaluation.analysis.embeddings import Embedding
+    from megatron_miniplm.evaluation.analysis.diversity import Embedding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from megatron_miniplm.evaluation.analysis.measure import Settings, analyze
-    from megatron_miniplm.evaluation.analysis.table import as_json, lines_of
+    from megatron_miniplm.evaluation.analysis.report import as_json, lines_of
 
     _check(arguments)
     datasets = _open("--data", arguments.data)
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         write_json(arguments.json, as_json(analysis))
     if arguments.output:
-        from megatron_miniplm.evaluation.analysis.plot import plot_analysis
+        from megatron_miniplm.evaluation.analysis.report import plot_analysis
 
         arguments.output.mkdir(parents=True, exist_ok=True)
         plot_analysis(analysis, arguments.output / "analysis.png")
@@ -139,7 +139,7 @@ def _embedding(
     Raises:
         FingerprintMismatchError: the tokenizer is not that of the data.
     """
-    from megatron_miniplm.evaluation.analysis.embeddings import HashedNgrams, ModelEmbedding
+    from megatron_miniplm.evaluation.analysis.diversity import HashedNgrams, ModelEmbedding
 
     if arguments.embedding_model is None:
         return lambda sample: HashedNgrams(sample, seed=arguments.seed)

@@ -33,9 +33,8 @@ from megatron_miniplm.runtime.command_line import our_flags_only, wants_help
 if TYPE_CHECKING:
     import numpy as np
 
-    from megatron_miniplm.evaluation.harness.model import MegatronLM
+    from megatron_miniplm.evaluation.harness.model import MegatronLM, TaskTokenizer
     from megatron_miniplm.evaluation.harness.orders import Orders
-    from megatron_miniplm.evaluation.harness.text import TextEncoder
     from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
     from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
     from megatron_miniplm.scoring.continuations import Continuations, ContinuationScorer
@@ -159,8 +158,7 @@ def _ask(
     args: argparse.Namespace, model: "ModelIdentity", tokenizer: "TokenizerIdentity", load: "Callable[[], MegatronLM]"
 ) -> list[str]:
     """On rank 0: lm_eval's questions; returns the table."""
-    from megatron_miniplm.evaluation.harness.results import ModelKey, ResultFiles
-    from megatron_miniplm.evaluation.harness.run import evaluate_tasks
+    from megatron_miniplm.evaluation.harness.results import ModelKey, ResultFiles, evaluate_tasks
 
     key = ModelKey(
         weights=model.weights,
@@ -179,7 +177,7 @@ def _ask(
     return evaluate_tasks(choice, files, load, json_path=args.json, samples_path=args.samples)
 
 
-def _text(args: argparse.Namespace, huggingface: "HuggingFaceModel | None") -> "TextEncoder":
+def _text(args: argparse.Namespace, huggingface: "HuggingFaceModel | None") -> "TaskTokenizer":
     """The tokenizer of the flags, by default that of the Hugging Face directory.
 
     Raises:
@@ -187,7 +185,7 @@ def _text(args: argparse.Namespace, huggingface: "HuggingFaceModel | None") -> "
     """
     from megatron.training import get_tokenizer
 
-    from megatron_miniplm.evaluation.harness.text import HuggingFaceText, MegatronText
+    from megatron_miniplm.evaluation.harness.model import HuggingFaceText, MegatronText
 
     if args.tokenizer_type == "HuggingFaceTokenizer":
         trusted = getattr(args, "trust_remote_code", False)
@@ -202,7 +200,7 @@ def _text(args: argparse.Namespace, huggingface: "HuggingFaceModel | None") -> "
 def _as_lm(
     args: argparse.Namespace,
     model: "ModelIdentity",
-    text: "TextEncoder",
+    text: "TaskTokenizer",
     scorer: "ContinuationScorer",
     orders: "Orders",
 ) -> "MegatronLM":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megatron_miniplm.evaluation.scaling import FittedScalingLaw
-    from megatron_miniplm.evaluation.scaling_points import ScalingPoints
+    from megatron_miniplm.evaluation.scaling_report import ScalingPoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from megatron_miniplm.errors import InputError
     from megatron_miniplm.evaluation.scaling import fit
-    from megatron_miniplm.evaluation.scaling_report import as_json, lines
+    from megatron_miniplm.evaluation.scaling_report import as_json, lines, plot_scaling
 
     if not 0 < arguments.confidence < 1:
         raise InputError(f"--confidence {arguments.confidence:g} must lie between 0 and 1")
@@ -89,10 +89,9 @@ def run(arguments: argparse.Namespace) -> None:
             )
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-    print("\n".join(lines(points, laws, arguments.extrapolate_to, arguments.confidence)))
+    found = as_json(points, laws, arguments.extrapolate_to, arguments.confidence)
+    print("\n".join(lines(found)))
     if arguments.output:
-        from megatron_miniplm.evaluation.scaling_plot import plot_scaling
-
         arguments.output.mkdir(parents=True, exist_ok=True)
         paths = [arguments.output / "scaling.png", arguments.output / "scaling.svg"]
         plot_scaling(points, laws, arguments.extrapolate_to, arguments.confidence, paths)
@@ -100,12 +99,12 @@ def run(arguments: argparse.Namespace) -> None:
         from megatron_miniplm.artifacts import write_json
 
         settings: dict[str, Any] = {"bootstrap_draws": arguments.bootstrap, "seed": arguments.seed}
-        write_json(arguments.json, settings | as_json(points, laws, arguments.extrapolate_to, arguments.confidence))
+        write_json(arguments.json, settings | found)
 
 
 def _points(arguments: argparse.Namespace) -> "dict[str, ScalingPoints]":
     from megatron_miniplm.errors import InputError
-    from megatron_miniplm.evaluation.scaling_points import joined, points_of_logs, read_points
+    from megatron_miniplm.evaluation.scaling_report import joined, points_of_logs, read_points
 
     if arguments.points:
         return read_points(arguments.points)

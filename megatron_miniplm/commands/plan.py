@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from megatron_miniplm.errors import InputError
 
 if TYPE_CHECKING:
-    from megatron_miniplm.evaluation.cost.hardware import Hardware
-    from megatron_miniplm.evaluation.cost.road import Models, RoadSettings
+    from megatron_miniplm.planning.cost import Hardware, Models, PipelineSettings
 
 #: Shares of the peak. Of training: what Megatron-LM's README says of the smallest model that it measured on H100s. Of
 #: scoring: an assumption of ours.
@@ -146,8 +145,7 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
 
-    from megatron_miniplm.evaluation.cost.plan import make_plan
-    from megatron_miniplm.evaluation.cost.table import as_json, lines_of
+    from megatron_miniplm.planning.plan import as_json, lines_of, make_plan
 
     plan = make_plan(
         _models(arguments),
@@ -198,8 +196,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> "Models":
-    from megatron_miniplm.evaluation.cost.road import Models
-    from megatron_miniplm.evaluation.cost.shapes import model_shape
+    from megatron_miniplm.planning.cost import Models
+    from megatron_miniplm.planning.shapes import model_shape
 
     if len(set(arguments.student)) < len(arguments.student):
         raise InputError("--student names a model twice: costs are given for any number of students of each kind")
@@ -214,17 +212,17 @@ def _models(arguments: argparse.Namespace) -> "Models":
     )
 
 
-def _settings(arguments: argparse.Namespace) -> "RoadSettings":
+def _settings(arguments: argparse.Namespace) -> "PipelineSettings":
     from megatron_miniplm.artifacts.data_args import expand_prefixes
-    from megatron_miniplm.evaluation.cost.road import RoadSettings
-    from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
+    from megatron_miniplm.planning.cost import PipelineSettings
+    from megatron_miniplm.planning.sequences import SequenceLengths
 
     context, overlap = arguments.seq_length, arguments.miniplm_window_overlap
     if arguments.corpus is not None:
         corpus = SequenceLengths.of_prefixes(expand_prefixes(arguments.corpus))
     else:
         corpus = SequenceLengths.all_equal(arguments.corpus_tokens, arguments.sequence_tokens or context + 1)
-    return RoadSettings(
+    return PipelineSettings(
         corpus=corpus,
         reference_fraction=arguments.reference_fraction,
         reference_tokens=arguments.reference_tokens,
@@ -239,7 +237,7 @@ def _settings(arguments: argparse.Namespace) -> "RoadSettings":
 
 
 def _hardware(arguments: argparse.Namespace) -> "Hardware":
-    from megatron_miniplm.evaluation.cost.hardware import Hardware, peak_flops_of
+    from megatron_miniplm.planning.cost import Hardware, peak_flops_of
 
     if arguments.flops_per_second is not None:
         return Hardware(

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_miniplm.evaluation.held_out import CorpusLoss, Loss
+from megatron_miniplm.text_table import aligned
 
 _COLUMNS = ("sequences", "tokens", "loss", "std. error", "perplexity", "bits a byte")
-_WIDTH = max(map(len, _COLUMNS)) + 2
+_WIDTH = max(map(len, _COLUMNS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +31,9 @@ class Measured:
 def table(rows: Sequence[Measured]) -> list[str]:
     """Loss of every checkpoint on every corpus, then all numbers of the last checkpoint, by domain."""
     names = list(rows[0].losses)
-    first = max(len("checkpoint"), *(len(row.checkpoint) for row in rows))
-    cells = [[_with_error(row.losses[name].whole) for name in names] for row in rows]
-    widths = [max(len(name), *(len(line[column]) for line in cells)) + 2 for column, name in enumerate(names)]
-    lines = ["held-out loss, nats a token (standard error over sequences)", ""]
-    for label, line in zip(["checkpoint", *(row.checkpoint for row in rows)], [names, *cells], strict=True):
-        columns = (f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-        lines.append(f"{label:<{first}}" + "".join(columns))
-    return [*lines, "", *_details(rows[-1])]
+    cells = [[row.checkpoint, *(_with_error(row.losses[name].whole) for name in names)] for row in rows]
+    title = "held-out loss, nats a token (standard error over sequences)"
+    return [title, "", *aligned([["checkpoint", *names], *cells]), "", *_details(rows[-1])]
 
 
 def as_json(row: Measured) -> dict[str, Any]:
@@ -62,8 +58,7 @@ def _details(row: Measured) -> list[str]:
         labelled.append((name, corpus.whole))
         if len(corpus.domains) > 1:
             labelled += ((f"  {domain or '(none)'}", part) for domain, part in corpus.domains.items())
-    first = max(len(row.checkpoint), *(len(label) for label, _ in labelled))
-    lines = [f"{row.checkpoint:<{first}}" + "".join(f"{column:>{_WIDTH}}" for column in _COLUMNS)]
+    cells = [[row.checkpoint, *(column.rjust(_WIDTH) for column in _COLUMNS)]]
     for label, loss in labelled:
         numbers = (
             f"{loss.num_sequences:,}",
@@ -73,8 +68,8 @@ def _details(row: Measured) -> list[str]:
             _number(loss.perplexity, decimals=2),
             _number(loss.bits_per_byte),
         )
-        lines.append(f"{label:<{first}}" + "".join(f"{number:>{_WIDTH}}" for number in numbers))
-    return lines
+        cells.append([label, *numbers])
+    return aligned(cells)
 
 
 def _loss_as_json(loss: Loss) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from megatron_miniplm.commands.scores import duration, runs_of
 from megatron_miniplm.pipeline.records import Outcome
 from megatron_miniplm.pipeline.report import PipelineReport, StageReport, UnitReport, next_steps
 from megatron_miniplm.pipeline.states import State
+from megatron_miniplm.text_table import aligned
 
 _WIDTH = 120
 _INDENT = "    "
 _SHOWN_UNITS = 3
 _SHOWN_RUNS = 8
 _TITLES = ("STAGE", "STATE", "JOB", "PROGRESS", "LEFT", "STARTS", "")
-_NUMBERS = frozenset({4, 5})
+_LEFT = frozenset({0, 1, 2, 3, 6})
 _LIVE = (State.RUNNING, State.UNKNOWN)
 
 
@@ -21,15 +22,9 @@ def report_lines(report: PipelineReport) -> list[str]:
     if report.queue_error is not None:
         lines.append(f"which jobs are queued or alive is not known: {report.queue_error}")
     rows = [_TITLES, *(_row(stage, report) for stage in report.stages)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_TITLES) - 1)]
     troubles: list[list[str]] = [[], *(_trouble(stage) for stage in report.stages)]
-    for row, trouble in zip(rows, troubles, strict=True):
-        cells = [
-            text.rjust(width) if column in _NUMBERS else text.ljust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=False))
-        ]
-        lines.append(_cut("  ".join([*cells, row[-1]]).rstrip()))
-        lines += [_INDENT + line for line in trouble]
+    for line, trouble in zip(aligned(rows, left=_LEFT), troubles, strict=True):
+        lines += [_cut(line), *(_INDENT + line for line in trouble)]
     return [*lines, *(f"next: {step}" for step in next_steps(report))]
 
 

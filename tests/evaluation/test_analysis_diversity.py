@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from word_models import write_word_model
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.evaluation.analysis import embeddings
+from megatron_miniplm.evaluation.analysis import diversity
 from megatron_miniplm.evaluation.analysis.diversity import (
     RIDGE,
+    HashedNgrams,
+    ModelEmbedding,
     log_determinant_distance,
     mean_and_error,
     mean_cosine_distance,
+    measure_vocabulary,
 )
-from megatron_miniplm.evaluation.analysis.embeddings import HashedNgrams, ModelEmbedding
-from megatron_miniplm.evaluation.analysis.vocabulary import measure_vocabulary
 
 
 def unit_rows(num_rows: int, num_dimensions: int, seed: int = 0) -> np.ndarray:
@@ -139,7 +140,7 @@ def test_hashing_is_without_bias() -> None:
 def test_the_same_seed_gives_the_same_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = [np.random.default_rng(seed).integers(0, 99, 20) for seed in range(50)]
     first = HashedNgrams(sequences, seed=1).embed(sequences)
-    monkeypatch.setattr(embeddings, "_BATCH_SEQUENCES", 7)
+    monkeypatch.setattr(diversity, "_BATCH_SEQUENCES", 7)
     assert (HashedNgrams(sequences, seed=1).embed(sequences) == first).all()
     assert (HashedNgrams(sequences, seed=2).embed(sequences) != first).any()
 

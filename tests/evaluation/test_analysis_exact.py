@@ -11,10 +11,17 @@ from hypothesis import strategies as st
 from megatron_runs import random_sequences, write_corpus
 
 from megatron_miniplm.cli import run_tool
-from megatron_miniplm.evaluation.analysis import scan as scan_module
+from megatron_miniplm.evaluation.analysis import exact
 from megatron_miniplm.evaluation.analysis.data import Dataset
-from megatron_miniplm.evaluation.analysis.exact import PERCENTILES, measure_lengths, measure_origin, tally
-from megatron_miniplm.evaluation.analysis.scan import different_ngrams, ngram_hashes, scan
+from megatron_miniplm.evaluation.analysis.exact import (
+    PERCENTILES,
+    different_ngrams,
+    measure_lengths,
+    measure_origin,
+    ngram_hashes,
+    scan,
+    tally,
+)
 from megatron_miniplm.indexed import IndexedCorpus, write_view
 
 TEXTS = ["12 7 12 99", "5", "7 8 9 10 11", "3 3 3", "1 2"]
@@ -73,7 +80,7 @@ def test_without_a_sidecar_nothing_is_known(corpus: IndexedCorpus, tmp_path: Pat
 
 def test_planted_copies_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sequence stands three times, one twice, across prefixes; beginnings and empty ones are no copies."""
-    monkeypatch.setattr(scan_module, "_BATCH_TOKENS", 5)  # copies lie in different batches
+    monkeypatch.setattr(exact, "_BATCH_TOKENS", 5)  # copies lie in different batches
     first = write_corpus(tmp_path / "first", [[1, 2, 3], [4, 5], [], [1, 2], [1, 2, 3]])
     second = write_corpus(tmp_path / "second", [[], [4, 5], [1, 2, 3], [2, 1]])
     read: list[int] = []
@@ -84,7 +91,7 @@ def test_planted_copies_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_held_out_ngrams_are_those_of_plain_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan_module, "_BATCH_TOKENS", 50)
+    monkeypatch.setattr(exact, "_BATCH_TOKENS", 50)
     rng = np.random.default_rng(0)
     texts = [rng.integers(0, 5, rng.integers(0, 40)) for _ in range(40)]
     held = [rng.integers(0, 5, 20) for _ in range(3)] + [texts[3], texts[7][2:30]]

@@ -5,8 +5,7 @@ import pytest
 from scipy.optimize import least_squares
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.evaluation.scaling import ScalingLaw, compute_equivalent_gain, fit, gain_interval
-from megatron_miniplm.evaluation.scaling_solver import log_law, solve
+from megatron_miniplm.evaluation.scaling import ScalingLaw, compute_equivalent_gain, fit, gain_interval, log_law, solve
 
 CONVENTIONAL, MINIPLM = ScalingLaw(2.19e7, 0.41, 3.30), ScalingLaw(8.56e10, 0.59, 3.25)
 #: Table 2: law, FLOPs of 1T tokens, and the losses after 1T and 10T tokens.

@@ -11,10 +11,17 @@ import pytest
 from task_files import BOS, EDGE_TASK, PAPER_TASKS, VOCAB_SIZE, write_tasks, write_tokenizer
 
 from megatron_miniplm.errors import CorruptArtifactError, InputError
-from megatron_miniplm.evaluation.harness.results import ModelKey, ResultFiles, headlines, merge, plain, table
-from megatron_miniplm.evaluation.harness.run import evaluate_tasks
+from megatron_miniplm.evaluation.harness.model import HuggingFaceText, MegatronText
+from megatron_miniplm.evaluation.harness.results import (
+    ModelKey,
+    ResultFiles,
+    evaluate_tasks,
+    headlines,
+    merge,
+    plain,
+    table,
+)
 from megatron_miniplm.evaluation.harness.task_loading import PAPER_GROUP, LoadedTasks, TaskChoice, load_tasks
-from megatron_miniplm.evaluation.harness.text import HuggingFaceText, MegatronText
 
 MAX_LENGTH = 8
 KEY = ModelKey(weights="w", tokenizer="t", vocab_size=VOCAB_SIZE, max_length=64, precision="torch.float32")

@@ -9,14 +9,21 @@ import numpy as np
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.analysis.data import Dataset, check_tokenizers
 from megatron_miniplm.evaluation.analysis.diversity import (
+    Embedding,
     log_determinant_distance,
     mean_and_error,
     mean_cosine_distance,
+    measure_vocabulary,
 )
-from megatron_miniplm.evaluation.analysis.embeddings import Embedding
-from megatron_miniplm.evaluation.analysis.exact import Lengths, Origin, measure_lengths, measure_origin
-from megatron_miniplm.evaluation.analysis.scan import Scan, different_ngrams, scan
-from megatron_miniplm.evaluation.analysis.vocabulary import measure_vocabulary
+from megatron_miniplm.evaluation.analysis.exact import (
+    Lengths,
+    Origin,
+    Scan,
+    different_ngrams,
+    measure_lengths,
+    measure_origin,
+    scan,
+)
 from megatron_miniplm.runtime.progress import Progress
 
 #: Disjoint parts of a sample that are measured one by one, so that every number has a standard error.

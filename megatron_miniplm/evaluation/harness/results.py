@@ -1,24 +1,37 @@
-"""What lm_eval found: one file a finished task, and the table, JSON and samples that are made of all of them."""
+"""Tasks -> results: one task after another, one file for each finished task, and what is made of all of them."""
 
+import contextlib
 import importlib.metadata
 import json
+import logging
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.artifacts import atomic_output, digest_values, write_json
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, hasher
-from megatron_miniplm.evaluation.harness.task_loading import PAPER_GROUP, LoadedTasks, TaskChoice
+from megatron_miniplm.artifacts.json_files import read_json
+from megatron_miniplm.errors import CorruptArtifactError
+from megatron_miniplm.evaluation.harness.task_loading import PAPER_GROUP, LoadedTasks, TaskChoice, load_tasks
+from megatron_miniplm.text_table import aligned
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
+
+    from megatron_miniplm.evaluation.harness.model import MegatronLM
 
 #: Of lm_eval's results, by task; the rest is made of these.
 PARTS = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 #: lm_eval gives the source of most functions of a task, of some their name and where they are in memory.
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+logger = logging.getLogger(__name__)
+
+#: Resamplings behind the standard error of a perplexity, 2 % exact; lm_eval's own 100,000 take minutes.
+BOOTSTRAP_ITERATIONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,19 +159,91 @@ def paper_mean(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -
 
 def table(merged: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """One line a task, those of the paper's mean last."""
-    width = max(len("mean of 9"), *map(len, names))
-    lines = [f"{'task':<{width}}  {'metric':<16}{'value':>10}{'stderr':>10}{'examples':>10}"]
+    # As wide as accuracies need, so that tables of different tasks look alike.
+    rows = [["task".ljust(len("mean of 9")), "metric".ljust(16), "value".rjust(8), "stderr".rjust(8), "examples"]]
     for name, metric, value, error in headlines(merged["results"], names):
         count = merged["n-samples"][name]["effective"]
-        lines.append(f"{name:<{width}}  {metric:<16}{_number(value)}{_number(error)}{count:>10,}")
+        rows.append([name, metric, _number(value), _number(error), f"{count:,}"])
     if (mean := merged.get("miniplm")) is not None:
         value, error = mean["mean_accuracy"], mean["mean_accuracy_stderr"]
-        label = f"mean of {len(mean['metrics'])}"
-        lines.append(f"{label:<{width}}  {'':<16}{_number(value)}{_number(error)}")
-    return lines
+        rows.append([f"mean of {len(mean['metrics'])}", "", _number(value), _number(error)])
+    return aligned(rows, left=(0, 1))
 
 
 def _number(value: Any) -> str:
     if isinstance(value, (int, float)):
-        return f"{value:>10.4f}" if abs(value) < 1e5 else f"{value:>10.3g}"
-    return f"{'' if value in (None, 'N/A') else value:>10}"
+        return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3g}"
+    return "" if value in (None, "N/A") else str(value)
+
+
+def evaluate_tasks(
+    choice: TaskChoice,
+    files: ResultFiles,
+    load: "Callable[[], MegatronLM]",
+    *,
+    json_path: Path | None,
+    samples_path: Path | None,
+) -> list[str]:
+    """Ask what is not yet answered, on rank 0.
+
+    Args:
+        choice: the tasks.
+        files: where finished tasks are kept; those that are there are not asked again.
+        load: gives the model; called once all data sets are read, unless every task is finished.
+        json_path: where lm_eval's results of all tasks go, None: nowhere.
+        samples_path: where every example goes, with its log-likelihoods, one a line.
+
+    Returns:
+        The lines of the table.
+
+    Raises:
+        InputError: a task or its data set cannot be used.
+        CorruptArtifactError: a kept file is damaged.
+    """
+    files.make_directory()
+    tasks = load_tasks(choice)
+    paths = {name: files.path(task) for name, task in tasks.tasks.items()}
+    model = None
+    for name, task in tasks.tasks.items():
+        if paths[name].exists():
+            logger.info("%s: finished before, see %s", name, paths[name])
+            continue
+        model = model or load()
+        files.write(paths[name], _ask(model, task, choice.limit))
+        logger.info("%s: finished", name)
+    merged = {"settings": files.settings, **merge(tasks, {name: _read(path) for name, path in paths.items()})}
+    if json_path is not None:
+        write_json(json_path, merged)
+    if samples_path is not None:
+        _join_samples(samples_path, {name: files.samples_path(path) for name, path in paths.items()})
+    return table(merged, list(tasks.tasks))
+
+
+def _ask(model: "MegatronLM", task: "Task", limit: int | None) -> dict[str, Any]:
+    """lm_eval's evaluation of one task."""
+    from lm_eval.evaluator import evaluate
+
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm_eval would fork a process a core from one that holds a GPU
+    with contextlib.redirect_stdout(sys.stderr):
+        return evaluate(
+            lm=model,
+            task_dict={"tasks": {task.task_name: task}, "groups": {}, "group_map": {}},
+            limit=limit,
+            bootstrap_iters=BOOTSTRAP_ITERATIONS,
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    remedy = "delete it, and run this again"
+    found = read_json(path, what="result of a task", remedy=remedy)
+    if lacking := [part for part in PARTS if part not in found]:
+        raise CorruptArtifactError(f"{path} is not a valid result of a task (it has no {lacking[0]}): {remedy}")
+    return {part: found[part] for part in PARTS}
+
+
+def _join_samples(path: Path, parts: dict[str, Path]) -> None:
+    with atomic_output(path) as stream:
+        for name, part in parts.items():
+            with part.open("rb") as lines:
+                for line in lines:
+                    stream.write(json.dumps({"task": name, **json.loads(line)}).encode() + b"\n")

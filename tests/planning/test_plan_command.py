@@ -9,8 +9,8 @@ from megatron_runs import VOCAB_SIZE, TinyRun, write_corpus
 
 from megatron_miniplm.cli import main
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.evaluation.cost.shapes import NAMED_SHAPES, model_shape, require_known_layers
 from megatron_miniplm.mcore.flops import ModelShape
+from megatron_miniplm.planning.shapes import NAMED_SHAPES, model_shape, require_known_layers
 
 MODELS = ["--teacher", "qwen1.5-1.8b", "--reference", "qwen-104m", "--student", "qwen-200m"]
 CONFIG = {

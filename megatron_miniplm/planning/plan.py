@@ -1,28 +1,137 @@
-"""A plan as text and as JSON."""
+"""A plan: the whole pipeline, the same students by other methods, and all of it as text and JSON."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_miniplm.evaluation.cost.comparison import Method, break_even_students
-from megatron_miniplm.evaluation.cost.plan import Plan
-from megatron_miniplm.evaluation.cost.road import Stage
 from megatron_miniplm.mcore.flops import ModelShape
+from megatron_miniplm.planning.cost import Hardware, Models, PipelineCost, PipelineSettings, Stage, Work, pipeline_cost
+from megatron_miniplm.text_table import aligned
 
 #: Columns of the table of costs a student.
 NUMBERS_OF_STUDENTS = (1, 2, 3, 5, 10)
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What a way to train students costs.
+
+    Attributes:
+        flops_once: whatever the number of students.
+        flops_per_student: mean over the students of the plan.
+        disk_bytes: that it keeps beside corpus and checkpoints.
+    """
+
+    name: str
+    flops_once: float
+    flops_per_student: float
+    disk_bytes: float = 0.0
+
+    def flops_a_student(self, num_students: int) -> float:
+        """All operations, shared out over so many students."""
+        return self.flops_once / num_students + self.flops_per_student
+
+
+def compare_methods(
+    models: Models, settings: PipelineSettings, cost: PipelineCost, *, cached_bytes_per_token: float
+) -> tuple[Method, ...]:
+    """Difference sampling first, then the others; every student is trained on the same number of tokens by each.
+
+    - plain training: nothing but the students.
+    - online KD: the teacher reads every training token of every student.
+    - cached logits: the teacher reads the training tokens once, and its largest probabilities are kept on disk; a token
+      that is trained on twice is kept once. Students share the teacher's tokenizer.
+    - MiniLLM (Gu et al. 2024, arXiv 2306.08543): the student writes the text that it is trained on, with teacher-mixed
+      sampling, so that both models read every token once to write it, and the teacher once more to judge it.
+
+    Args:
+        cached_bytes_per_token: of the cached logits.
+    """
+    tokens, context = settings.tokens_of_student, settings.context_tokens
+    teacher = tokens * models.teacher.forward_flops_per_token(context)
+    num_students = len(cost.students)
+    training = sum(stage.flops for stage in cost.students) / num_students
+    sampling = tokens * sum(shape.forward_flops_per_token(context) for shape in models.students.values()) / num_students
+    cached_fraction = min(1.0, settings.corpus.num_tokens / tokens) if tokens else 1.0
+    scores_and_views = sum(stage.disk_bytes for stage in cost.once[1:] if stage.work is not Work.TRAINING)
+    return (
+        Method(
+            name="difference sampling",
+            flops_once=cost.flops_once,
+            flops_per_student=training,
+            disk_bytes=scores_and_views,
+        ),
+        Method(name="plain training", flops_once=0.0, flops_per_student=training),
+        Method(name="online KD", flops_once=0.0, flops_per_student=training + teacher),
+        Method(
+            name="cached logits",
+            flops_once=teacher * cached_fraction,
+            flops_per_student=training,
+            disk_bytes=tokens * cached_fraction * cached_bytes_per_token,
+        ),
+        Method(name="MiniLLM", flops_once=0.0, flops_per_student=training + sampling + 2 * teacher),
+    )
+
+
+def break_even_students(ours: Method, other: Method) -> int | None:
+    """The least number of students from which on `ours` costs less than `other`; None if it never does.
+
+    n students cost once + n x each. So ours is cheaper where n > (once of ours - once of other) / (each of other - each
+    of ours).
+    """
+    extra_once = ours.flops_once - other.flops_once
+    saved = other.flops_per_student - ours.flops_per_student
+    if saved <= 0:
+        return 1 if extra_once < 0 and saved == 0 else None
+    return max(1, math.floor(extra_once / saved) + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is asked, and what comes out.
+
+    Attributes:
+        cost: as asked.
+        cost_without_proxy: the same if all sequences are scored; equal to `cost` without a proxy.
+        methods: difference sampling, then the others.
+        cached_bytes_per_token: that cached logits are taken to need.
+    """
+
+    models: Models
+    settings: PipelineSettings
+    hardware: Hardware
+    cost: PipelineCost
+    cost_without_proxy: PipelineCost
+    methods: tuple[Method, ...]
+    cached_bytes_per_token: float
+
+
+def make_plan(models: Models, settings: PipelineSettings, hardware: Hardware, *, cached_bytes_per_token: float) -> Plan:
+    """Compute a plan; see `pipeline_cost` and `compare_methods`."""
+    cost = pipeline_cost(models, settings)
+    return Plan(
+        models=models,
+        settings=settings,
+        hardware=hardware,
+        cost=cost,
+        cost_without_proxy=pipeline_cost(replace(models, proxy=None), replace(settings, sample_fraction=1.0)),
+        methods=compare_methods(models, settings, cost, cached_bytes_per_token=cached_bytes_per_token),
+        cached_bytes_per_token=cached_bytes_per_token,
+    )
+
+
 def lines_of(plan: Plan) -> list[str]:
     """The whole plan, for a terminal."""
     return [
-        *_columns(_model_rows(plan)),
+        *aligned(_model_rows(plan)),
         "",
-        *_columns(_stage_rows(plan)),
+        *aligned(_stage_rows(plan)),
         "",
         "FLOP a student, all stages shared out, by number of students; and what the cost of plain training buys:",
         "",
-        *_columns(_method_rows(plan.methods)),
+        *aligned(_method_rows(plan.methods)),
         "",
         *_break_even_lines(plan),
         *_proxy_lines(plan),
@@ -52,7 +161,7 @@ def _named_shapes(plan: Plan) -> Iterator[tuple[str, ModelShape]]:
 
 def _stage_rows(plan: Plan) -> list[list[str]]:
     rows = [["stage", "tokens", "FLOP", "GPU hours", f"hours on {plan.hardware.num_devices}", "disk"]]
-    rows += [_stage_row(stage, plan) for stage in (*plan.road.once, *plan.road.students)]
+    rows += [_stage_row(stage, plan) for stage in (*plan.cost.once, *plan.cost.students)]
     return rows
 
 
@@ -95,7 +204,7 @@ def _break_even_lines(plan: Plan) -> Iterator[str]:
 
 def _proxy_lines(plan: Plan) -> Iterator[str]:
     if plan.models.proxy is not None:
-        once, full = plan.road.flops_once, plan.road_without_proxy.flops_once
+        once, full = plan.cost.flops_once, plan.cost_without_proxy.flops_once
         yield f"with the proxy, what is done once costs {once:.2e} FLOP, without it {full:.2e}: {once / full:.0%}"
 
 
@@ -118,18 +227,6 @@ def _assumption_lines(plan: Plan) -> Iterator[str]:
     )
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned: the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
 def _hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
@@ -149,9 +246,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
     hardware, settings = plan.hardware, plan.settings
     return {
         "models": {name: _model_json(shape, plan) for name, shape in _named_shapes(plan)},
-        "stages": [_stage_json(stage, plan) for stage in (*plan.road.once, *plan.road.students)],
-        "flops_once": plan.road.flops_once,
-        "flops_once_without_proxy": plan.road_without_proxy.flops_once,
+        "stages": [_stage_json(stage, plan) for stage in (*plan.cost.once, *plan.cost.students)],
+        "flops_once": plan.cost.flops_once,
+        "flops_once_without_proxy": plan.cost_without_proxy.flops_once,
         "methods": {method.name: _method_json(method) for method in plan.methods},
         "break_even_students": {other.name: break_even_students(ours, other) for other in others},
         "assumptions": {

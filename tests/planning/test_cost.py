@@ -6,22 +6,21 @@ import numpy as np
 import pytest
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.evaluation.cost.comparison import Method, break_even_students, compare_methods
-from megatron_miniplm.evaluation.cost.hardware import Hardware, Work, peak_flops_of
-from megatron_miniplm.evaluation.cost.road import Models, RoadSettings, plan_road
-from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
-from megatron_miniplm.evaluation.cost.shapes import NAMED_SHAPES
 from megatron_miniplm.mcore.flops import ModelShape
+from megatron_miniplm.planning.cost import Hardware, Models, PipelineSettings, Work, peak_flops_of, pipeline_cost
+from megatron_miniplm.planning.plan import Method, break_even_students, compare_methods
+from megatron_miniplm.planning.sequences import SequenceLengths
+from megatron_miniplm.planning.shapes import NAMED_SHAPES
 from megatron_miniplm.scoring.rows import cut_windows
 
 TEACHER, REFERENCE = NAMED_SHAPES["qwen1.5-1.8b"], NAMED_SHAPES["qwen-104m"]
 STUDENTS = ("qwen-200m", "qwen-500m", "qwen-1.2b")
 
 
-def paper(student: str = "qwen-200m") -> tuple[Models, RoadSettings]:
+def paper(student: str = "qwen-200m") -> tuple[Models, PipelineSettings]:
     """5 of 105 billion tokens for the reference, half of the rest kept, rows of 1,024 (arXiv 2410.17215, section 3)."""
     models = Models(teacher=TEACHER, reference=REFERENCE, students={student: NAMED_SHAPES[student]})
-    settings = RoadSettings(
+    settings = PipelineSettings(
         corpus=SequenceLengths.all_equal(105e9, 1025),
         reference_fraction=5 / 105,
         ratio=0.5,
@@ -33,13 +32,13 @@ def paper(student: str = "qwen-200m") -> tuple[Models, RoadSettings]:
 
 def methods_of(student: str) -> dict[str, Method]:
     models, settings = paper(student)
-    found = compare_methods(models, settings, plan_road(models, settings), cached_bytes_per_token=500)
+    found = compare_methods(models, settings, pipeline_cost(models, settings), cached_bytes_per_token=500)
     return {method.name: method for method in found}
 
 
 def test_teacher_scores_of_100_billion_tokens() -> None:
     models, settings = paper()
-    (stage,) = [stage for stage in plan_road(models, settings).once if stage.name == "score with the teacher"]
+    (stage,) = [stage for stage in pipeline_cost(models, settings).once if stage.name == "score with the teacher"]
     assert stage.tokens == pytest.approx(100e9)
     # Between 2 N without embeddings (2.4e20) and 2 N with both matrices (3.7e20), by Kaplan et al. 2020.
     assert 2e20 < stage.flops < 3.6e20
@@ -101,22 +100,22 @@ def test_break_even_of_the_paper_in_closed_form() -> None:
 
 def test_bytes_by_hand() -> None:
     models, _ = paper()
-    settings = RoadSettings(
+    settings = PipelineSettings(
         corpus=SequenceLengths.all_equal(1000 * 100, 100),
         reference_fraction=0.2,
         ratio=0.5,
         context_tokens=64,
         overlap_tokens=16,
     )
-    road = plan_road(models, settings)
+    cost = pipeline_cost(models, settings)
     index = 34 + 8  # an .idx without sequences: header, and the boundary 0
-    found = {stage.name: stage.disk_bytes for stage in road.once}
+    found = {stage.name: stage.disk_bytes for stage in cost.once}
     assert found["preprocess"] == 4 * 100_000 + (index + 20 * 1000) + (index + 20 * 200) + (index + 20 * 800)
     assert found["select"] == index + 20 * 400 + 400 * (8 + 8 + 4)
     # 20 blocks of 41 sequences, 64 windows of tokens each: headers, digest, checksum, and its copy in the list
     assert found["score with the teacher"] == 8 * 800 + 20 * (128 + 128 + 16 + 4 + 4)
-    assert road.students[0].disk_bytes == 14 * 203_437_824
-    assert road.students[0].tokens == 400 * 100
+    assert cost.students[0].disk_bytes == 14 * 203_437_824
+    assert cost.students[0].tokens == 400 * 100
 
 
 def test_cached_logits_are_500_bytes_a_token_that_is_read() -> None:
@@ -126,10 +125,10 @@ def test_cached_logits_are_500_bytes_a_token_that_is_read() -> None:
 
 def test_a_proxy_spares_teacher_and_reference() -> None:
     models, settings = paper()
-    full = plan_road(models, settings)
-    with_proxy = plan_road(
+    full = pipeline_cost(models, settings)
+    with_proxy = pipeline_cost(
         Models(teacher=TEACHER, reference=REFERENCE, students=models.students, proxy=REFERENCE),
-        RoadSettings(**{**vars(settings), "sample_fraction": 0.05}),
+        PipelineSettings(**{**vars(settings), "sample_fraction": 0.05}),
     )
     flops = {stage.name: stage.flops for stage in with_proxy.once}
     expected = {stage.name: stage.flops for stage in full.once}
@@ -143,8 +142,8 @@ def test_a_proxy_spares_teacher_and_reference() -> None:
 
 def test_a_reference_that_is_there_is_not_trained() -> None:
     models, settings = paper()
-    road = plan_road(models, RoadSettings(**{**vars(settings), "reference_tokens": 0}))
-    assert "train the reference" not in [stage.name for stage in road.once]
+    cost = pipeline_cost(models, PipelineSettings(**{**vars(settings), "reference_tokens": 0}))
+    assert "train the reference" not in [stage.name for stage in cost.once]
 
 
 def test_windows_are_those_that_scoring_cuts() -> None:

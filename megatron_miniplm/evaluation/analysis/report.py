@@ -1,11 +1,15 @@
-"""An analysis for people and for scripts."""
+"""An analysis for people and for scripts: text, JSON and a picture."""
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from megatron_miniplm.evaluation.analysis.diversity import RIDGE
-from megatron_miniplm.evaluation.analysis.exact import PERCENTILES
+import numpy as np
+
+from megatron_miniplm.artifacts import atomic_output
+from megatron_miniplm.evaluation.analysis.diversity import COVERED_SHARE, RIDGE
+from megatron_miniplm.evaluation.analysis.exact import NGRAM_TOKENS, PERCENTILES
 from megatron_miniplm.evaluation.analysis.measure import (
     COSINE_DISTANCE,
     DETERMINANT_DISTANCE,
@@ -14,18 +18,19 @@ from megatron_miniplm.evaluation.analysis.measure import (
     Estimate,
     Measures,
 )
-from megatron_miniplm.evaluation.analysis.scan import NGRAM_TOKENS
-from megatron_miniplm.evaluation.analysis.vocabulary import COVERED_SHARE
+from megatron_miniplm.evaluation.plot import load_pyplot
 from megatron_miniplm.indexed.pieces import NO_DOMAIN
 from megatron_miniplm.runtime.progress import scaled
+from megatron_miniplm.text_table import aligned
 
 MOST_DOMAINS = 30
+PLOTTED_DOMAINS = 12
 _Row = tuple[str, list[str]]
 
 
 def lines_of(analysis: Analysis) -> list[str]:
     """A column a data set, the first being the one that the others are compared with."""
-    rows: list[_Row] = [("", list(analysis.datasets))]
+    rows = [["", *analysis.datasets]]
     for title, block in (
         ("every sequence", _exact_rows(analysis)),
         ("every token", _scan_rows(analysis)),
@@ -33,14 +38,8 @@ def lines_of(analysis: Analysis) -> list[str]:
         ("share of sequences / of tokens, by domain", _domain_rows(analysis)),
     ):
         if block:
-            rows += [("", []), (title, []), *((f"  {label}", cells) for label, cells in block)]
-    label_width = max(len(label) for label, cells in rows if cells)
-    widths = [2 + max(len(row[column]) for _, row in rows if row) for column in range(len(analysis.datasets))]
-    lines = [
-        label if not cells else f"{label:<{label_width}}" + "".join(map(str.rjust, cells, widths))
-        for label, cells in rows
-    ]
-    return [*lines, "", *_notes(analysis)]
+            rows += [[""], [title], *([f"  {label}", *cells] for label, cells in block)]
+    return [*aligned(rows), "", *_notes(analysis)]
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:
@@ -186,3 +185,74 @@ def _with_error(estimate: Estimate, decimals: int) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.2f} %" if whole else "-"
+
+
+def plot_analysis(analysis: Analysis, path: Path) -> None:
+    """Draw lengths, both measures of diversity with two standard errors, and shares of tokens by domain.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
+    pyplot = load_pyplot()
+    panels: list[Any] = [_draw_lengths, _draw_cosine, _draw_determinant]
+    if any(one.origin.tokens for one in analysis.datasets.values()):
+        panels.append(_draw_domains)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.8), constrained_layout=True)
+    for draw, axis in zip(panels, axes, strict=True):
+        draw(analysis, axis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(analysis.datasets))
+    with atomic_output(path) as stream:
+        figure.savefig(stream, format="png", dpi=150)
+    pyplot.close(figure)
+
+
+def _draw_lengths(analysis: Analysis, axes: Any) -> None:
+    edges = sorted({edge for one in analysis.datasets.values() for edge in one.lengths.histogram})
+    for name, one in analysis.datasets.items():
+        shares = [100 * one.lengths.histogram.get(edge, 0) / one.lengths.num_sequences for edge in edges]
+        axes.plot(range(len(edges)), shares, marker="o", markersize=3, label=name)
+    axes.set_xticks(range(len(edges)), [_range_below(edge) for edge in edges], rotation=60)
+    axes.set_xlabel("tokens a sequence")
+    axes.set_ylabel("sequences (%)")
+    axes.grid(alpha=0.3)
+
+
+def _draw_cosine(analysis: Analysis, axes: Any) -> None:
+    _draw_estimates(analysis, axes, COSINE_DISTANCE, "mean cosine distance", "more")
+
+
+def _draw_determinant(analysis: Analysis, axes: Any) -> None:
+    _draw_estimates(analysis, axes, DETERMINANT_DISTANCE, "log-determinant distance (nats)", "less")
+
+
+def _draw_estimates(analysis: Analysis, axes: Any, measure: str, title: str, better: str) -> None:
+    estimates = [one.sampled[measure] for one in analysis.datasets.values()]
+    for place, estimate in enumerate(estimates):
+        axes.errorbar(place, estimate.value, yerr=2 * estimate.standard_error, fmt="o", capsize=4)
+    axes.set_xticks(range(len(estimates)), analysis.datasets, rotation=30)
+    axes.set_xlim(-0.5, len(estimates) - 0.5)
+    axes.set_title(title, fontsize="medium")
+    axes.set_ylabel(f"{better} is more diverse")
+    axes.grid(alpha=0.3)
+
+
+def _range_below(edge: int) -> str:
+    """The lengths from half a power of two to below it."""
+    first, last = edge // 2, edge - 1
+    return f"{first:,}" if first == last else f"{first:,}-{last:,}"
+
+
+def _draw_domains(analysis: Analysis, axes: Any) -> None:
+    totals: dict[str, int] = {}
+    for one in analysis.datasets.values():
+        for domain, tokens in one.origin.tokens.items():
+            totals[domain] = totals.get(domain, 0) + tokens
+    domains = sorted(totals, key=lambda domain: -totals[domain])[:PLOTTED_DOMAINS]
+    height = 0.8 / len(analysis.datasets)
+    for place, (name, one) in enumerate(analysis.datasets.items()):
+        shares = [100 * one.origin.tokens.get(domain, 0) / max(1, one.lengths.num_tokens) for domain in domains]
+        axes.barh(np.arange(len(domains)) + place * height, shares, height, label=name)
+    labels = [domain if domain != NO_DOMAIN else "(none)" for domain in domains]
+    axes.set_yticks(np.arange(len(domains)) + 0.4 - height / 2, labels)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of tokens (%)")

@@ -1,21 +1,68 @@
-"""Models and corpus -> floating point operations and bytes of every stage."""
+"""Models and corpus -> floating point operations, hours and bytes of every stage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
 from megatron_miniplm.artifacts.score_blocks import BlockPlan, default_block_sequences
 from megatron_miniplm.artifacts.selected_arrays import INDEX_DTYPE, VALUE_DTYPE, WEIGHT_DTYPE
-from megatron_miniplm.evaluation.cost.hardware import Work
-from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
+from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.layout import IndexHeader, optimal_dtype
-from megatron_miniplm.mcore.flops import TRAINING_PASSES, ModelShape
+from megatron_miniplm.mcore.flops import PEAK_FLOPS, TRAINING_PASSES, ModelShape
+from megatron_miniplm.planning.sequences import SequenceLengths
 
 #: Of a block's checksum in the store's list of them.
 CHECKSUM_BYTES = 4
 #: A parameter in a checkpoint of Megatron's distributed optimizer: bfloat16, and float32 master, mean and variance.
 CHECKPOINT_BYTES_PER_PARAMETER = 2 + 3 * 4
+
+
+class Work(Enum):
+    """What a stage does with a device; the share of the peak that it reaches depends on that."""
+
+    TRAINING = "training"
+    SCORING = "scoring"
+    TOOLS = "tools"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Devices and what they reach.
+
+    Attributes:
+        peak_flops: of one device, in a second.
+        training_utilisation, scoring_utilisation: share of the peak that the model's own operations reach (MFU).
+    """
+
+    num_devices: int
+    peak_flops: float
+    training_utilisation: float
+    scoring_utilisation: float
+
+    def device_hours(self, flops: float, work: Work) -> float:
+        """Of one device; 0 for tools, which need none."""
+        if work is Work.TOOLS:
+            return 0.0
+        utilisation = self.training_utilisation if work is Work.TRAINING else self.scoring_utilisation
+        return flops / (self.peak_flops * utilisation) / 3600
+
+    def wall_hours(self, flops: float, work: Work) -> float:
+        """Of all devices together."""
+        return self.device_hours(flops, work) / self.num_devices
+
+
+def peak_flops_of(device: str) -> float:
+    """Of a device by its name, such as `H100`, in a second.
+
+    Raises:
+        InputError: not in `PEAK_FLOPS`.
+    """
+    found = next((flops for part, flops in PEAK_FLOPS.items() if part in device.upper()), None)
+    if found is None:
+        raise InputError(f"--gpu {device} is not known, expected one of {', '.join(PEAK_FLOPS)}: or give --peak-flops")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +81,8 @@ class Models:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoadSettings:
-    """How the road is gone; the defaults are those of the tools.
+class PipelineSettings:
+    """Settings of the whole pipeline; the defaults are those of the tools.
 
     Attributes:
         corpus: before the reference's part is split off.
@@ -85,7 +132,7 @@ class RoadSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One step of the road.
+    """One step of the pipeline.
 
     Attributes:
         tokens: read or trained on, repetitions included; windows repeat none here.
@@ -103,8 +150,8 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Road:
-    """All stages in order: those that are gone once, and one for each student."""
+class PipelineCost:
+    """All stages in order: those that run once, and one for each student."""
 
     once: tuple[Stage, ...]
     students: tuple[Stage, ...]
@@ -114,7 +161,7 @@ class Road:
         return sum(stage.flops for stage in self.once)
 
 
-def plan_road(models: Models, settings: RoadSettings) -> Road:
+def pipeline_cost(models: Models, settings: PipelineSettings) -> PipelineCost:
     """The stages in the order in which they run; those without work (a reference that is there) are left out."""
     once = [_preprocessing(models, settings)]
     if settings.tokens_of_reference:
@@ -128,10 +175,10 @@ def plan_road(models: Models, settings: RoadSettings) -> Road:
         _training(f"train {name}", shape, settings.tokens_of_student, settings)
         for name, shape in models.students.items()
     )
-    return Road(once=tuple(once), students=students)
+    return PipelineCost(once=tuple(once), students=students)
 
 
-def _preprocessing(models: Models, settings: RoadSettings) -> Stage:
+def _preprocessing(models: Models, settings: PipelineSettings) -> Stage:
     """Tokens and their index, and the index-only views of the split between reference and pool."""
     corpus = settings.corpus
     token_dtype = optimal_dtype(models.teacher.vocab_size)
@@ -148,7 +195,7 @@ def _index_bytes(num_sequences: int, token_dtype: np.dtype) -> int:
     return header.size_bytes
 
 
-def _scoring(name: str, shape: ModelShape, settings: RoadSettings) -> Stage:
+def _scoring(name: str, shape: ModelShape, settings: PipelineSettings) -> Stage:
     return Stage(
         name=name,
         work=Work.SCORING,
@@ -159,11 +206,11 @@ def _scoring(name: str, shape: ModelShape, settings: RoadSettings) -> Stage:
     )
 
 
-def _windows(sequences: SequenceLengths, settings: RoadSettings) -> SequenceLengths:
+def _windows(sequences: SequenceLengths, settings: PipelineSettings) -> SequenceLengths:
     return sequences.windows(context_tokens=settings.context_tokens, overlap_tokens=settings.overlap_tokens)
 
 
-def _store_bytes(settings: RoadSettings, num_scored_tokens: float) -> int:
+def _store_bytes(settings: PipelineSettings, num_scored_tokens: float) -> int:
     """Of a score store of the pool, but for its manifest; a sequence that was left out has an entry, too."""
     num_sequences = settings.pool.num_sequences
     block_sequences = default_block_sequences(
@@ -176,7 +223,7 @@ def _store_bytes(settings: RoadSettings, num_scored_tokens: float) -> int:
     return last * plan.block_bytes(0) + plan.block_bytes(last) + plan.num_blocks * CHECKSUM_BYTES
 
 
-def _proxy_fit(shape: ModelShape, settings: RoadSettings) -> Stage:
+def _proxy_fit(shape: ModelShape, settings: PipelineSettings) -> Stage:
     sample = settings.sample
     num_sequences = sample.num_sequences if settings.proxy_sequences is None else settings.proxy_sequences
     read = sample.part(num_sequences / max(sample.num_sequences, 1))
@@ -190,7 +237,7 @@ def _proxy_fit(shape: ModelShape, settings: RoadSettings) -> Stage:
     )
 
 
-def _proxy_prediction(shape: ModelShape, settings: RoadSettings) -> Stage:
+def _proxy_prediction(shape: ModelShape, settings: PipelineSettings) -> Stage:
     return Stage(
         name="predict with the proxy",
         work=Work.SCORING,
@@ -206,7 +253,7 @@ def _without_output(shape: ModelShape, windows: SequenceLengths) -> float:
     return windows.forward_flops(shape) - windows.num_tokens * shape.output_flops_per_token
 
 
-def _selection(settings: RoadSettings) -> Stage:
+def _selection(settings: PipelineSettings) -> Stage:
     """Views, and beside them index, value and weight of each kept sequence."""
     kept = settings.pool.part(settings.ratio)
     arrays = INDEX_DTYPE.itemsize + VALUE_DTYPE.itemsize + WEIGHT_DTYPE.itemsize
@@ -214,7 +261,7 @@ def _selection(settings: RoadSettings) -> Stage:
     return Stage(name="select", work=Work.TOOLS, tokens=kept.num_tokens, flops=0.0, disk_bytes=disk_bytes)
 
 
-def _training(name: str, shape: ModelShape, num_tokens: float, settings: RoadSettings) -> Stage:
+def _training(name: str, shape: ModelShape, num_tokens: float, settings: PipelineSettings) -> Stage:
     flops = shape.training_flops_per_token(settings.context_tokens, recompute=settings.recompute)
     return Stage(
         name=name,

@@ -18,8 +18,8 @@ from megatron_runs import (
     run,
 )
 
-from megatron_miniplm.evaluation.cost.sequences import SequenceLengths
-from megatron_miniplm.evaluation.cost.shapes import model_shape
+from megatron_miniplm.planning.sequences import SequenceLengths
+from megatron_miniplm.planning.shapes import model_shape
 
 GLOBAL_BATCH_ROWS = 4
 

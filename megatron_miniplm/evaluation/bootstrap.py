@@ -1,17 +1,20 @@
-"""Noise for bootstrap replicates of a scaling curve: by points, or by runs where points of a run go together.
+"""Bootstrap replicates of a fitted curve, and intervals from them.
 
-Both keep the computes and add noise to the fitted log losses, and both draw the size of the noise anew for each
-replicate, as a scaled inverse chi: the noise of few points is known only roughly, and intervals that take the estimate
-for the truth are too narrow. (In a linear model this turns normal quantiles into Student's.)
+Points are resampled singly, or by runs if the points of a run go together. Both keep the positions of the points and
+add noise to the fitted values. Both draw the size of the noise anew for each replicate, as a scaled inverse chi: few
+points tell the size of their noise only roughly, and intervals that take the estimate for the truth are too narrow. (In
+a linear model this turns normal quantiles into Student's.)
 
-Letters of axes: P points, B replicates, G runs, K the three parameters of the law.
+Letters of axes: P points, B replicates, G runs, K fitted parameters.
 """
+
+from typing import Any
 
 import numpy as np
 
-#: Largest noise of a log loss in a replicate; with few runs the size of the noise has no mean.
+#: Limit on the noise of a log loss in a replicate: with few runs the size of the noise has no mean.
 MOST_NOISE = 2.0
-#: Below this the runs say too little of how runs differ.
+#: With fewer, the runs do not tell how runs differ.
 FEWEST_DEGREES_OF_FREEDOM = 0.5
 
 
@@ -67,3 +70,11 @@ def noise_of_runs(
 def _limited(noise_BP: np.ndarray, freedom: float, generator: np.random.Generator) -> np.ndarray:
     size_B1 = np.sqrt(freedom / generator.chisquare(freedom, (len(noise_BP), 1)))
     return np.clip(noise_BP * size_B1, -MOST_NOISE, MOST_NOISE)
+
+
+def percentile_interval(draws: np.ndarray, confidence: float) -> tuple[Any, Any]:
+    """Quantiles over the last axis that leave equal shares outside; draws may be infinite."""
+    outside = (1.0 - confidence) / 2
+    # Not interpolated: between two infinite draws that would be NaN.
+    low, high = np.quantile(draws, [outside, 1.0 - outside], axis=-1, method="inverted_cdf")
+    return low, high
