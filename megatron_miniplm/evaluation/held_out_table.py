@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_miniplm.evaluation.held_out import CorpusLoss, Loss
-from megatron_miniplm.text_table import aligned
+from megatron_miniplm.runtime.text_table import aligned
 
 _COLUMNS = ("sequences", "tokens", "loss", "std. error", "perplexity", "bits a byte")
 _WIDTH = max(map(len, _COLUMNS))

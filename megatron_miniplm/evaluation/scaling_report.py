@@ -14,7 +14,7 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.curves import read_curve
 from megatron_miniplm.evaluation.plot import load_pyplot
 from megatron_miniplm.evaluation.scaling import FittedScalingLaw, compute_equivalent_gain, gain_interval
-from megatron_miniplm.text_table import aligned
+from megatron_miniplm.runtime.text_table import aligned
 
 #: Fields of a law, and how they are printed.
 CONSTANTS = {"irreducible_loss": ".3f", "amplitude": ".2e", "exponent": ".3f"}

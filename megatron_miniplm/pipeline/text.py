@@ -4,7 +4,7 @@ from megatron_miniplm.commands.scores import duration, runs_of
 from megatron_miniplm.pipeline.records import Outcome
 from megatron_miniplm.pipeline.report import PipelineReport, StageReport, UnitReport, next_steps
 from megatron_miniplm.pipeline.states import State
-from megatron_miniplm.text_table import aligned
+from megatron_miniplm.runtime.text_table import aligned
 
 _WIDTH = 120
 _INDENT = "    "

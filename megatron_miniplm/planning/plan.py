@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_miniplm.mcore.flops import ModelShape
 from megatron_miniplm.planning.cost import Hardware, Models, PipelineCost, PipelineSettings, Stage, Work, pipeline_cost
-from megatron_miniplm.text_table import aligned
+from megatron_miniplm.runtime.text_table import aligned
 
 #: Columns of the table of costs a student.
 NUMBERS_OF_STUDENTS = (1, 2, 3, 5, 10)

@@ -21,7 +21,7 @@ from megatron_miniplm.evaluation.analysis.measure import (
 from megatron_miniplm.evaluation.plot import load_pyplot
 from megatron_miniplm.indexed.pieces import NO_DOMAIN
 from megatron_miniplm.runtime.progress import scaled
-from megatron_miniplm.text_table import aligned
+from megatron_miniplm.runtime.text_table import aligned
 
 MOST_DOMAINS = 30
 PLOTTED_DOMAINS = 12

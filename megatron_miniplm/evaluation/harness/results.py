@@ -17,7 +17,7 @@ from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, hasher
 from megatron_miniplm.artifacts.json_files import read_json
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.evaluation.harness.task_loading import PAPER_GROUP, LoadedTasks, TaskChoice, load_tasks
-from megatron_miniplm.text_table import aligned
+from megatron_miniplm.runtime.text_table import aligned
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

@@ -1,4 +1,4 @@
-from megatron_miniplm.text_table import aligned
+from megatron_miniplm.runtime.text_table import aligned
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
