@@ -91,16 +91,17 @@ def run(arguments: argparse.Namespace) -> None:
             raise InputError(f"{name}: {error}") from None
     print("\n".join(lines(points, laws, arguments.extrapolate_to, arguments.confidence)))
     if arguments.output:
+        from megatron_miniplm.artifacts import sole_writer
         from megatron_miniplm.evaluation.scaling_plot import plot_scaling
 
-        arguments.output.mkdir(parents=True, exist_ok=True)
         paths = [arguments.output / "scaling.png", arguments.output / "scaling.svg"]
-        plot_scaling(points, laws, arguments.extrapolate_to, arguments.confidence, paths)
+        with sole_writer(arguments.output):
+            plot_scaling(points, laws, arguments.extrapolate_to, arguments.confidence, paths)
     if arguments.json:
-        from megatron_miniplm.artifacts import write_json
+        from megatron_miniplm.artifacts import write_result
 
         settings: dict[str, Any] = {"bootstrap_draws": arguments.bootstrap, "seed": arguments.seed}
-        write_json(arguments.json, settings | as_json(points, laws, arguments.extrapolate_to, arguments.confidence))
+        write_result(arguments.json, settings | as_json(points, laws, arguments.extrapolate_to, arguments.confidence))
 
 
 def _points(arguments: argparse.Namespace) -> "dict[str, ScalingPoints]":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_miniplm.artifacts import atomic_output
 from megatron_miniplm.evaluation.plot import load_pyplot
 from megatron_miniplm.evaluation.scaling import FittedScalingLaw
 from megatron_miniplm.evaluation.scaling_points import ScalingPoints
@@ -57,7 +58,9 @@ def plot_scaling(
     axes.legend(title=f"fit, {confidence:.0%} interval")
     with pyplot.rc_context({"svg.hashsalt": "miniplm"}):  # equal inputs give equal bytes
         for path in paths:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            with atomic_output(path) as stream:
+                figure.savefig(stream, format=path.suffix[1:], dpi=150, metadata=metadata)
     pyplot.close(figure)
 
 
