@@ -24,13 +24,14 @@ from megatron.core.datasets.gpt_dataset import GPTDataset
 from megatron.core.datasets.utils import Split, normalize
 
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.indexed.layout import refuse_too_many
 from megatron_miniplm.mcore.program import say_once
 from megatron_miniplm.training.document_index import IndexSettings, NothingToTrainOnError, build_indices
 from megatron_miniplm.training.flags import DRY_RUN_ELSEWHERE
 from megatron_miniplm.training.index_cache import DESCRIPTION, IndexCache, is_older
 from megatron_miniplm.training.prefix_checks import cache_directory
 from megatron_miniplm.training.records import check_resumed_run
-from megatron_miniplm.training.refinement import RefinedPrefix, Refinement, refuse_too_many
+from megatron_miniplm.training.refinement import RefinedPrefix, Refinement
 from megatron_miniplm.training.schedule import starts_in_prefix
 
 #: Key of a sample beside Megatron's: (4,) float32, see `CONSUMED`.

@@ -94,7 +94,7 @@ def _build_generic_dataset(original: Callable[..., Any]) -> Any:
     @wraps(original)
     def build_generic_dataset(cls: Any, is_built_on_rank: Any, synchronize_ranks: bool, *args: Any) -> Any:
         checks = _of_training("prefix_checks")
-        checks.verify_view_of(cls, args)
+        checks.check_prefix_of(cls, args)
         built = _of_training("dataset").safely_cached(cls, args)
         try:
             dataset = original(built, is_built_on_rank, synchronize_ranks, *args)
