@@ -153,11 +153,24 @@ outcome_of() {
         if is_complete; then echo "done"; else echo interrupted; fi
     elif [ -e "$MINIPLM_EXIT_CODES.1" ]; then
         echo failed
-    elif [ -e "$MINIPLM_EXIT_CODES.$EXIT_RESUMABLE" ] || [[ $1 =~ ^($EXIT_RESUMABLE|138|143)$ ]]; then
+    elif [ "$1" = "$EXIT_RESUMABLE" ]; then
+        echo interrupted   # srun passes on the highest code: no rank has ended with a worse one
+    elif { [ -e "$MINIPLM_EXIT_CODES.$EXIT_RESUMABLE" ] || [[ $1 =~ ^(138|143)$ ]]; } && was_told_to_stop; then
         echo interrupted   # 138, 143: SIGUSR1, SIGTERM, before a program could handle them
     else
-        echo failed
+        echo failed   # a rank has died; launchers then send SIGTERM to the others, too
     fi
+}
+
+# was_told_to_stop: whether Slurm has signalled the ranks, because of a preemption or because the time limit is near.
+# Where slurmctld does not answer, the answer is yes: an interruption may be repeated more often than a failure.
+was_told_to_stop() {
+    local job end
+    job=$(scontrol show job -o "$JOB" 2> /dev/null) || return 0
+    [[ ! $job =~ \ PreemptTime=[0-9] ]] || return 0
+    [[ $job =~ \ EndTime=([0-9][0-9T:-]*) ]] && end=$(date -d "${BASH_REMATCH[1]}" +%s) || return 1
+    # Slurm may signal a minute early (sbatch, --signal).
+    (($(date +%s) >= end - ${STOP_SECONDS:-180} - 60))
 }
 
 # is_ours: whether Slurm still means this start of the job. When a node is given up, the job starts elsewhere, but the old

@@ -47,9 +47,16 @@ CONFIGURATION_NAMES+="|$OVERRIDES"
 
 refuse() { echo "$*" >&2; exit 2; }
 
-# publish FILE TEXT: whole or not at all
+# publish FILE TEXT: whole or not at all. The temporary name cannot be guessed, and the file is as readable as any other.
 publish() {
-    printf '%s\n' "$2" > "$1.$HOSTNAME.$$.tmp" && mv "$1.$HOSTNAME.$$.tmp" "$1"
+    local temporary
+    temporary=$(mktemp "$1.XXXXXXXXXX.tmp") || return
+    if chmod "$(printf %o $((0666 & ~0$(umask))))" "$temporary" && printf '%s\n' "$2" > "$temporary" &&
+        mv "$temporary" "$1"; then
+        return
+    fi
+    rm -f "$temporary"
+    return 1
 }
 
 # load_configuration FILE: read it and refuse what cannot work, before anything is submitted

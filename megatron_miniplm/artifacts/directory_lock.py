@@ -1,21 +1,27 @@
-"""One process at a time writes a directory, from its first byte to its manifest.
+"""One process at a time writes a directory or a file, from its first byte to its last.
 
-The lock is a file in the directory that is there while somebody writes. The kernel frees it when the process dies, so a
-file that a kill has left does not count. Where a file system has no locks, nothing is refused.
+The lock is a hidden file in the directory, or beside the file, that is there while somebody writes. The kernel frees it
+when the process dies, so a file that a kill has left does not count. Where a file system has no locks, nothing is
+refused.
 """
 
+import errno
 import fcntl
+import glob
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX
+from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, write_json
 from megatron_miniplm.errors import InputError
 
 LOCK = ".miniplm.lock"
 _ATTEMPTS = 10
+#: Another user's file or directory, a file system that is mounted read-only, a link in place of the lock.
+_NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP})
 _TEMPORARY = re.compile(rf"\..+\.[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
 
 
@@ -24,33 +30,83 @@ def sole_writer(directory: Path) -> Iterator[None]:
     """Make the directory and hold its lock; what killed writers have left is removed, and so is an empty directory.
 
     Raises:
-        InputError: another process is writing it, or it is no directory.
+        InputError: another process is writing it, it is no directory, or it cannot be locked.
     """
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is not a directory: give another --output")
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / LOCK
-    descriptor, is_locked = _lock(path)
     try:
-        if is_locked:
-            _sweep(directory)
-        yield
+        with _locked(directory / LOCK, directory, f".*{TEMPORARY_SUFFIX}"):
+            yield
     finally:
-        with suppress(OSError):
-            path.unlink()  # before the lock is freed, so that whoever locks the old file finds out
-        os.close(descriptor)
         with suppress(OSError):
             directory.rmdir()
 
 
-def _sweep(directory: Path) -> None:
+@contextmanager
+def sole_writer_of_file(path: Path) -> Iterator[None]:
+    """Hold the right to write one file, as `sole_writer` does for a directory; its directory is made.
+
+    Raises:
+        InputError: another process is writing it, or it cannot be locked.
+    """
+    with _locked(path.with_name(f".{path.name}.lock"), path, f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
+        yield
+
+
+def write_result(path: Path, value: Any) -> None:
+    """`write_json` by one writer at a time, who removes what killed writers of this file have left."""
+    with sole_writer_of_file(path):
+        write_json(path, value)
+
+
+@contextmanager
+def unusable_locks_named(lock: Path) -> Iterator[None]:
+    """Say what to do where the operating system does not let us open a lock.
+
+    Raises:
+        InputError: in place of an OSError that says so.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_ALLOWED:
+            raise
+        raise InputError(f"{lock} cannot be opened for writing: {error.strerror}: {_remedy(lock)}") from None
+
+
+def _remedy(lock: Path) -> str:
+    if os.path.lexists(lock):
+        return (
+            f"it is the lock of a writer (owner: user {lock.lstat().st_uid}): wait until it is gone, delete it if "
+            "nobody writes there any more, or choose another output"
+        )
+    return f"make {lock.parent} writable for this user, or choose another output"
+
+
+@contextmanager
+def _locked(lock: Path, what: Path, temporaries: str) -> Iterator[None]:
+    """Hold a lock beside or in what is written; files that match a pattern and that killed writers left are removed."""
+    with unusable_locks_named(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, is_locked = _lock(lock, what)
+    try:
+        if is_locked:
+            _sweep(lock.parent, temporaries)
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()  # before the lock is freed, so that whoever locks the old file finds out
+        os.close(descriptor)
+
+
+def _sweep(directory: Path, pattern: str) -> None:
     """Remove temporary files of `artifacts.atomic`; only called while nobody else writes."""
-    for stale in directory.glob(f".*{TEMPORARY_SUFFIX}"):
+    for stale in directory.glob(pattern):
         if _TEMPORARY.fullmatch(stale.name):
             stale.unlink(missing_ok=True)
 
 
-def _lock(path: Path) -> tuple[int, bool]:
+def _lock(path: Path, what: Path) -> tuple[int, bool]:
     """An open file that still has its name, and whether it is locked: some file systems have no locks."""
     for _ in range(_ATTEMPTS):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -65,4 +121,4 @@ def _lock(path: Path) -> tuple[int, bool]:
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
                 return descriptor, True
         os.close(descriptor)  # the file of a writer that ended just now
-    raise InputError(f"{path.parent} is being written by another process: wait for it, or stop it")
+    raise InputError(f"{what} is being written by another process: wait for it, or stop it")

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, publish, temporary_beside
+from megatron_miniplm.artifacts.directory_lock import unusable_locks_named
 from megatron_miniplm.errors import InputError
 
 _ATTEMPTS = 10
@@ -46,7 +47,8 @@ def _make_locked(path: Path) -> tuple[Path, int]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(_ATTEMPTS):
         temporary = temporary_beside(path)
-        temporary.mkdir()
+        with unusable_locks_named(temporary):
+            temporary.mkdir()
         try:
             descriptor = _open_directory(temporary)
         except FileNotFoundError:

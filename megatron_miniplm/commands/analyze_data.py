@@ -88,14 +88,15 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print("\n".join(lines_of(analysis)))
     if arguments.json:
-        from megatron_miniplm.artifacts import write_json
+        from megatron_miniplm.artifacts import write_result
 
-        write_json(arguments.json, as_json(analysis))
+        write_result(arguments.json, as_json(analysis))
     if arguments.output:
+        from megatron_miniplm.artifacts import sole_writer
         from megatron_miniplm.evaluation.analysis.report import plot_analysis
 
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        plot_analysis(analysis, arguments.output / "analysis.png")
+        with sole_writer(arguments.output):
+            plot_analysis(analysis, arguments.output / "analysis.png")
 
 
 def _check(arguments: argparse.Namespace) -> None:

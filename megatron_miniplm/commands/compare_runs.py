@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from megatron_miniplm.artifacts import write_json
+    from megatron_miniplm.artifacts import sole_writer, write_json, write_result
     from megatron_miniplm.errors import InputError
     from megatron_miniplm.evaluation.curves import read_curve, require_same_validation
 
@@ -58,12 +58,13 @@ def run(arguments: argparse.Namespace) -> None:
     print("\n".join(verdicts(curves)))
     values = {name: as_json(curve) for name, curve in curves.items()}
     if arguments.json:
-        write_json(arguments.json, values)
+        write_result(arguments.json, values)
     if arguments.output:
         from megatron_miniplm.evaluation.plot import plot_curves
 
-        write_json(arguments.output / "curves.json", values)
-        plot_curves(curves, arguments.output / "curves.png")
+        with sole_writer(arguments.output):
+            write_json(arguments.output / "curves.json", values)
+            plot_curves(curves, arguments.output / "curves.png")
 
 
 def table(curves: "dict[str, LossCurve]") -> list[str]:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_miniplm.artifacts import write_json
+from megatron_miniplm.artifacts import write_result
 from megatron_miniplm.commands.score_corpus import (
     UNUSED_BUT_REQUIRED,
     add_counting_arguments,
@@ -181,7 +181,7 @@ def _report(
     counted = {"mask_eod": args.mask_eod, "score_first_token": args.score_first_token}
     checkpoints = [as_json(row) for row in rows]
     model = str(args.load_hf or args.load)
-    write_json(args.json, {"model": model, **rules, **counted, "corpora": described, "checkpoints": checkpoints})
+    write_result(args.json, {"model": model, **rules, **counted, "corpora": described, "checkpoints": checkpoints})
 
 
 def _notes(evaluation: "HeldOutRun") -> list[str]:

@@ -92,14 +92,16 @@ def run(arguments: argparse.Namespace) -> None:
     found = as_json(points, laws, arguments.extrapolate_to, arguments.confidence)
     print("\n".join(lines(found)))
     if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
+        from megatron_miniplm.artifacts import sole_writer
+
         paths = [arguments.output / "scaling.png", arguments.output / "scaling.svg"]
-        plot_scaling(points, laws, arguments.extrapolate_to, arguments.confidence, paths)
+        with sole_writer(arguments.output):
+            plot_scaling(points, laws, arguments.extrapolate_to, arguments.confidence, paths)
     if arguments.json:
-        from megatron_miniplm.artifacts import write_json
+        from megatron_miniplm.artifacts import write_result
 
         settings: dict[str, Any] = {"bootstrap_draws": arguments.bootstrap, "seed": arguments.seed}
-        write_json(arguments.json, settings | found)
+        write_result(arguments.json, settings | found)
 
 
 def _points(arguments: argparse.Namespace) -> "dict[str, ScalingPoints]":

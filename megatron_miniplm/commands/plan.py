@@ -155,9 +155,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print("\n".join(lines_of(plan)))
     if arguments.json:
-        from megatron_miniplm.artifacts import write_json
+        from megatron_miniplm.artifacts import write_result
 
-        write_json(arguments.json, as_json(plan))
+        write_result(arguments.json, as_json(plan))
 
 
 def _check(arguments: argparse.Namespace) -> None:

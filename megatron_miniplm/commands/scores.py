@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_miniplm.artifacts.directory_lock import sole_writer_of_file
 from megatron_miniplm.artifacts.heartbeats import Holder, in_flight
 from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
@@ -144,7 +145,7 @@ def _workers(holders: list[Holder]) -> list[dict[str, Any]]:
 def _export(store: ScoreStore, path: Path) -> None:
     from megatron_miniplm.commands.scores_parquet import write_parquet
 
-    with Progress(store.plan.num_sequences, " sequences") as progress:
+    with sole_writer_of_file(path), Progress(store.plan.num_sequences, " sequences") as progress:
         write_parquet(store, path, progress.advance)
 
 

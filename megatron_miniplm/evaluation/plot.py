@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_miniplm.artifacts import atomic_output
 from megatron_miniplm.evaluation.curves import LossCurve
 from megatron_miniplm.runtime.requirements import missing_packages_are_user_errors
 
@@ -41,5 +42,6 @@ def plot_curves(curves: Mapping[str, LossCurve], path: Path) -> None:
     axes.set_ylabel("held-out loss (nats a token)")
     axes.grid(alpha=0.3)
     axes.legend(title="trained on")
-    figure.savefig(path, dpi=150)
+    with atomic_output(path) as stream:
+        figure.savefig(stream, format="png", dpi=150)
     pyplot.close(figure)

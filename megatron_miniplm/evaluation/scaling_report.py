@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_miniplm.artifacts import atomic_output
 from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.curves import read_curve
@@ -266,7 +267,9 @@ def plot_scaling(
     axes.legend(title=f"fit, {confidence:.0%} interval")
     with pyplot.rc_context({"svg.hashsalt": "miniplm"}):  # equal inputs give equal bytes
         for path in paths:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            with atomic_output(path) as stream:
+                figure.savefig(stream, format=path.suffix[1:], dpi=150, metadata=metadata)
     pyplot.close(figure)
 
 

@@ -20,6 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_miniplm.errors import InputError
+
+#: Megatron's `GPTDataset` numbers the sequences of a prefix in int32 (core/datasets/gpt_dataset.py, `document_index`).
+MAX_SEQUENCES = 2**31 - 1
+
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
@@ -43,6 +48,15 @@ _CODES = {dtype: code for code, dtype in TOKEN_DTYPES.items()}
 def optimal_dtype(vocab_size: int) -> np.dtype:
     """The token dtype Megatron picks for a vocabulary (`DType.optimal_dtype`): uint16 below 65,500, else int32."""
     return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
+
+
+def refuse_too_many(path: Path | str, num_sequences: int) -> None:
+    """Raise InputError where Megatron cannot number the sequences of a prefix."""
+    if num_sequences > MAX_SEQUENCES:
+        raise InputError(
+            f"{path}: {num_sequences:,} sequences, Megatron numbers at most {MAX_SEQUENCES:,} per prefix: use several "
+            "smaller prefixes; merge-datasets --as-data-args lists them in one data_args.txt without copying them"
+        )
 
 
 def bin_path(prefix: Path) -> Path:

@@ -31,6 +31,7 @@ from megatron_miniplm.artifacts.manifest import (
 from megatron_miniplm.artifacts.selections import SELECTION, SelectedPrefix, Selection
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.existing import existing_corpus
+from megatron_miniplm.indexed.layout import refuse_too_many
 from megatron_miniplm.indexed.merge import Part, check_alike, copy_parts, inputs_behind, write_blend
 from megatron_miniplm.indexed.view import view_name, write_view
 from megatron_miniplm.runtime.progress import Progress
@@ -64,6 +65,8 @@ def materialize(inputs: Sequence[Path], output_dir: Path) -> Manifest:
         raise InputError(f"{output_dir} is the prefix of a .bin/.idx pair: give another --output")
     with sole_writer(output_dir):
         _refuse_another_output([copy.name for copy in copies], output_dir)
+        for copy in copies:
+            refuse_too_many(output_dir / copy.name, copy.num_sequences)
         missing = [copy for copy in copies if not copy.exists_in(output_dir)]
         with Progress(sum(copy.num_bytes for copy in missing), "B") as progress:
             for copy in missing:
@@ -91,6 +94,11 @@ class _Copy:
         if self.selected is None:
             return self.part.prefix.name
         return view_name(self.part.corpus, self._sequences_K, label=_LABEL, source_fingerprint=self.part.fingerprint)
+
+    @property
+    def num_sequences(self) -> int:
+        """Of the copy, repeated ones several times."""
+        return len(self.part.corpus) if self.selected is None else len(self._sequences_K)
 
     @property
     def num_bytes(self) -> int:

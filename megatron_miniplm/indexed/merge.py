@@ -31,7 +31,7 @@ from megatron_miniplm.artifacts.manifest import (
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
 from megatron_miniplm.indexed.copying import copy_pieces, copy_sequences
 from megatron_miniplm.indexed.existing import existing_corpus
-from megatron_miniplm.indexed.layout import idx_path
+from megatron_miniplm.indexed.layout import idx_path, refuse_too_many
 from megatron_miniplm.indexed.prefix_files import prefix_lock
 from megatron_miniplm.indexed.reader import IndexedCorpus, fingerprint_of
 from megatron_miniplm.indexed.sidecar import Sidecar, SidecarWriter, sidecar_path
@@ -57,6 +57,7 @@ def merge_prefixes(prefixes: Sequence[Path], output_prefix: Path) -> Manifest:
             `output_prefix`.
     """
     parts = _open_parts(prefixes)
+    refuse_too_many(output_prefix, sum(len(part.corpus) for part in parts))
     settings, versions = _agreed(part.settings for part in parts), _agreed(part.versions for part in parts)
     directory = output_prefix.parent
     inputs = (*(part.input("corpus", directory) for part in parts), *inputs_behind(parts, directory))

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from megatron_miniplm.artifacts.directory_lock import unusable_locks_named
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.layout import idx_path
 
@@ -79,7 +80,7 @@ def prefix_lock(prefix: Path) -> Iterator[None]:
     """Hold the right to write a prefix.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or the lock cannot be opened.
     """
     with _locked(_prefix_lock_path(prefix), prefix):
         yield
@@ -100,8 +101,9 @@ def _locked(path: Path, what: Path) -> Iterator[None]:
     if path in _held:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(path, what)
+    with unusable_locks_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(path, what)
     _held.add(path)
     try:
         yield

@@ -25,6 +25,7 @@ from megatron.core.datasets.utils import Split, normalize
 
 from megatron_miniplm.artifacts.data_args import require_listed_prefixes
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.indexed.layout import refuse_too_many
 from megatron_miniplm.mcore.program import args_of_run, say_once
 from megatron_miniplm.training.document_index import (
     IndexSettings,
@@ -35,7 +36,7 @@ from megatron_miniplm.training.document_index import (
 from megatron_miniplm.training.flags import DRY_RUN_ELSEWHERE
 from megatron_miniplm.training.index_cache import DESCRIPTION, IndexCache, cache_directory, is_older
 from megatron_miniplm.training.records import check_resumed_run
-from megatron_miniplm.training.refinement import RefinedPrefix, Refinement, refuse_too_many
+from megatron_miniplm.training.refinement import RefinedPrefix, Refinement
 
 #: Key of a sample beside Megatron's: (4,) float32, see `CONSUMED`.
 STATISTICS = "miniplm_statistics"

@@ -26,7 +26,7 @@ from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, atomic_output, w
 from megatron_miniplm.artifacts.manifest import load_manifest, prefix_manifest_path
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.indexed.layout import bin_path, idx_path
+from megatron_miniplm.indexed.layout import bin_path, idx_path, refuse_too_many
 from megatron_miniplm.mcore.program import say_once
 from megatron_miniplm.training.refinement import OBJECT_STORAGE
 
@@ -159,13 +159,15 @@ def verify_view(path: str, cache_dir: Path) -> None:
         write_json(receipt, expected)
 
 
-def verify_view_of(cls: Any, args: tuple[Any, ...]) -> None:
-    """Compare a view with its manifest before it is trained on; `args` are those of the class, such as `GPTDataset`.
+def check_prefix_of(cls: Any, args: tuple[Any, ...]) -> None:
+    """Check a prefix before it is trained on; `args` are those of the class, such as `GPTDataset`.
 
     Raises:
-        CorruptArtifactError: it is not what was written.
+        InputError: it has more sequences than Megatron can number.
+        CorruptArtifactError: it is a view, and not what was written.
     """
     if isinstance(cls, type) and issubclass(cls, GPTDataset) and len(args) > 1 and isinstance(args[1], str):
+        refuse_too_many(args[1], len(args[0].sequence_lengths))
         cache = getattr(args[-1], "path_to_cache", None) or os.path.join(args[1], "cache", f"{cls.__name__}_indices")
         verify_view(args[1], Path(cache))
 

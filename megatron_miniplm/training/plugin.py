@@ -93,7 +93,7 @@ def _build_generic_dataset(original: Callable[..., Any]) -> Any:
     @wraps(original)
     def build_generic_dataset(cls: Any, is_built_on_rank: Any, synchronize_ranks: bool, *args: Any) -> Any:
         checks = _of_training("index_cache")
-        checks.verify_view_of(cls, args)
+        checks.check_prefix_of(cls, args)
         built = _of_training("dataset").safely_cached(cls)
         try:
             dataset = original(built, is_built_on_rank, synchronize_ranks, *args)

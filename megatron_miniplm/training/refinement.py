@@ -12,13 +12,12 @@ import numpy as np
 from megatron_miniplm.artifacts.selections import SelectedPrefix, Selection, copies_of
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.indexed.layout import refuse_too_many
 from megatron_miniplm.runtime.hashing import perturbed
 from megatron_miniplm.training.document_index import WHOLE_RUN, Phase, phases_of
 
 OBJECT_STORAGE = ("s3://", "msc://")
 _CHUNK_SEQUENCES = 1 << 22
-#: `GPTDataset` keeps the numbers of sequences as int32.
-MAX_SEQUENCES = 2**31 - 1
 #: `--from-scores` where nothing else was asked for.
 _DIFFERENCE = "reference - teacher"
 #: A weight of 0 in a loss mask would take the token out of the count that the loss is divided by; a much smaller one
@@ -98,15 +97,6 @@ def key_of(path: str | Path) -> str:
     A view is an index of its own over another prefix's data, and is not that prefix.
     """
     return os.path.realpath(f"{path}.idx").removesuffix(".idx")
-
-
-def refuse_too_many(path: Path | str, num_sequences: int) -> None:
-    """Raise InputError where numbers of sequences do not fit the int32 of Megatron's document index."""
-    if num_sequences > MAX_SEQUENCES:
-        raise InputError(
-            f"{path} has {num_sequences:,} sequences, Megatron numbers at most {MAX_SEQUENCES:,} per prefix: train on "
-            "shards of it, each a prefix of its own (merge-datasets --as-data-args, instead of one merged corpus)"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

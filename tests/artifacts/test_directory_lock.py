@@ -3,14 +3,19 @@
 import multiprocessing
 import os
 import signal
+import tempfile
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from megatron_miniplm.artifacts.atomic import temporary_beside
-from megatron_miniplm.artifacts.directory_lock import LOCK, sole_writer
+from megatron_miniplm.artifacts.directory_lock import LOCK, sole_writer, sole_writer_of_file
 from megatron_miniplm.errors import InputError
+from megatron_miniplm.indexed.prefix_files import prefix_lock
+
+NOBODY = 65534
 
 
 def _hold(directory: Path, pipe: Connection) -> None:
@@ -66,6 +71,86 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / LOCK).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="symbolic links"), sole_writer(tmp_path):
+    with pytest.raises(InputError, match=r"symbolic links.*: it is the lock of a writer"), sole_writer(tmp_path):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def _without_rights(body: Callable[[], object]) -> str:
+    """What a user without any rights is told."""
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+
+    def run() -> None:
+        if os.geteuid() == 0:
+            os.setegid(NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            body()
+            theirs.send("done")
+        except InputError as error:
+            theirs.send(str(error))
+
+    process = fork.Process(target=run)
+    process.start()
+    theirs.close()
+    said = str(ours.recv())
+    process.join()
+    return said
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that every user may enter: those of pytest are private."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "prefix"])
+def test_a_directory_that_cannot_be_written_is_named_with_a_remedy(reachable: Path, kind: str) -> None:
+    (reachable / "output").mkdir()
+    (reachable / "output").chmod(0o555)
+    lock = {"directory": sole_writer, "file": sole_writer_of_file, "prefix": prefix_lock}[kind]
+    path = reachable / "output" if kind == "directory" else reachable / "output" / "name"
+
+    def write() -> None:
+        with lock(path):
+            pass
+
+    said = _without_rights(write)
+    assert said.startswith(f"{reachable}/output/.")
+    assert said.endswith(
+        f"lock cannot be opened for writing: Permission denied: make {reachable}/output writable for this user, or "
+        "choose another output"
+    )
+
+
+def test_the_lock_of_another_user_is_named_with_a_remedy(reachable: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs a second user")
+    (reachable / LOCK).write_text("")
+    (reachable / LOCK).chmod(0o600)
+
+    def write() -> None:
+        with sole_writer(reachable):
+            pass
+
+    assert _without_rights(write) == (
+        f"{reachable}/{LOCK} cannot be opened for writing: Permission denied: it is the lock of a writer "
+        "(owner: user 0): wait until it is gone, delete it if nobody writes there any more, or choose another output"
+    )
+
+
+def test_a_file_has_one_writer_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path, foreign = tmp_path / "scores.parquet", tmp_path / ".scores.parquet.mine.tmp"
+    foreign.write_text("a user's")
+    temporary_beside(path).write_text("of a killed writer")
+    temporary_beside(tmp_path / "other.parquet").write_text("perhaps of a living writer")
+    with sole_writer_of_file(path):
+        assert not list(tmp_path.glob(".scores.parquet.????????????????.tmp"))
+        assert len(list(tmp_path.glob(".other.parquet.*"))) == 1
+        with pytest.raises(InputError, match="parquet is being written by another process"), sole_writer_of_file(path):
+            pass
+    assert foreign.exists()
+    assert not list(tmp_path.glob("*.lock"))

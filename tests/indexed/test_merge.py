@@ -15,7 +15,8 @@ from megatron_miniplm.corpus import sources, units
 from megatron_miniplm.corpus.build import BuildSettings, Shard, build_corpus
 from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.errors import FingerprintMismatchError, InputError, MiniPLMError
-from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, copying, sidecar, write_view
+from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, copying, layout, sidecar, write_view
+from megatron_miniplm.indexed.materialize import materialize
 from megatron_miniplm.indexed.merge import blend_prefixes, merge_prefixes
 from megatron_miniplm.indexed.sidecar import Sidecar, sidecar_path
 from megatron_miniplm.reports.inspection import find_faults
@@ -38,6 +39,33 @@ def contents(prefix: Path) -> tuple[list[list[int]], list[int]]:
     """Sequences and document boundaries."""
     corpus = IndexedCorpus.open(prefix)
     return [corpus.sequence(index).tolist() for index in range(len(corpus))], corpus.boundaries_D.tolist()
+
+
+@pytest.mark.parametrize("tool", ["merge", "materialize"])
+def test_more_sequences_than_megatron_can_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
+    """With a limit of 3 in place of 2^31 - 1; nothing is written."""
+    prefixes = [tmp_path / "a", tmp_path / "b"]
+    for prefix in prefixes:
+        write_documents(prefix, [[[1, 2]], [[3], [4]]])
+    monkeypatch.setattr(layout, "MAX_SEQUENCES", 3)
+    if tool == "merge":
+        merge_prefixes(prefixes[:1], tmp_path / "few" / "c")
+        with pytest.raises(
+            InputError, match=r"many/c: 6 sequences, Megatron numbers at most 3 per prefix: use several"
+        ):
+            merge_prefixes(prefixes, tmp_path / "many" / "c")
+    else:
+        materialize(prefixes, tmp_path / "few")
+        write_documents(tmp_path / "more", [[[1], [2], [3], [4]]])
+        with pytest.raises(InputError, match=r"many/more: 4 sequences, Megatron numbers at most 3 per prefix"):
+            materialize([*prefixes, tmp_path / "more"], tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+
+
+def test_the_limit_is_that_of_int32() -> None:
+    layout.refuse_too_many("web", np.iinfo(np.int32).max)
+    with pytest.raises(InputError, match=r"web: 2,147,483,648 sequences, Megatron numbers at most 2,147,483,647"):
+        layout.refuse_too_many("web", 2**31)
 
 
 @pytest.fixture

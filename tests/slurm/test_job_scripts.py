@@ -140,9 +140,23 @@ ENDINGS = {
         outcomes=["interrupted", "interrupted"],
         log="not started again: 0 failures and 2 interruptions in a row without progress",
     ),
-    "SIGTERM before the program has a handler": Ending(
+    "SIGTERM that Slurm has not sent": Ending(
         program="kill -TERM $$\n",
-        environment="MAX_INTERRUPTIONS=1",
+        environment="MAX_FAILURES=1",
+        exit_code="1:0",
+        outcomes=["failed"],
+    ),
+    "one of two ranks is killed, the other dies of the SIGTERM that follows": Ending(
+        program='[ "$RANK" = 0 ] || kill -KILL $$\nwhile :; do sleep 0.1; done\n',
+        environment="MAX_FAILURES=1",
+        ranks=2,
+        exit_code="1:0",
+        outcomes=["failed"],
+        log="not started again: 1 failures and 0 interruptions in a row without progress",
+    ),
+    "SIGTERM near the time limit, before the program has a handler": Ending(
+        program="kill -TERM $$\n",
+        environment="MAX_INTERRUPTIONS=1 STOP_SECONDS=1800",
         exit_code="75:0",
         outcomes=["interrupted"],
     ),
@@ -261,7 +275,7 @@ def test_torchrun_lets_its_ranks_finish(slurm: SlurmCluster, tmp_path: Path) -> 
     assert len(launchers) == 2
     for pid in launchers:
         assert {signal.SIGTERM, signal.SIGUSR1} <= ignored_signals(pid)
-    slurm.signal(job, "TERM")  # as SLURM does before a time limit and in a preemption
+    run.come_near_time_limit(job)
     slurm.wait(job, "FAILED")
     assert slurm.show(job)["ExitCode"] == "75:0"
     assert run.outcomes(SCORING) == ["interrupted"]

@@ -25,7 +25,7 @@ from megatron_miniplm.training.dataset import (
     parts_of,
 )
 from megatron_miniplm.training.index_cache import warn_of_stale_cache
-from megatron_miniplm.training.refinement import Refinement, refuse_too_many
+from megatron_miniplm.training.refinement import Refinement
 
 Build = Callable[..., Any]
 
@@ -289,12 +289,6 @@ def test_multi_token_prediction_with_loss_weights_is_refused(build: Build, score
 def test_a_dry_run_that_a_script_does_not_know(build: Build, scored: ScoredCorpora) -> None:
     with pytest.raises(InputError, match="--miniplm-dry-run: a script that is started"):
         build(miniplm_dry_run=True)
-
-
-def test_more_sequences_than_megatron_can_number(scored: ScoredCorpora) -> None:
-    refuse_too_many("web", 2**31 - 1)
-    with pytest.raises(InputError, match=r"web has 2,147,483,648 sequences, .* at most 2,147,483,647"):
-        refuse_too_many("web", 2**31)
 
 
 def test_global_ids_beyond_int32(scored: ScoredCorpora) -> None:

@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from megatron.core.datasets.gpt_dataset import GPTDataset
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.utils import Split
 from megatron_runs import dataset_config, write_corpus
 from refined_runs import ScoredCorpora
 from selections import seal
 
 from megatron_miniplm.artifacts.selections import Selection
 from megatron_miniplm.errors import CorruptArtifactError, InputError
-from megatron_miniplm.indexed import IndexedCorpus, write_view
-from megatron_miniplm.training.index_cache import IndexCache, verify_view
+from megatron_miniplm.indexed import IndexedCorpus, layout, write_view
+from megatron_miniplm.training.index_cache import IndexCache, check_prefix_of, verify_view
 
 Build = Callable[..., Any]
 NAMES = ("first", "second")
@@ -269,6 +272,16 @@ def prefix(tmp_path: Path) -> Path:
     """A view of sequences of one length: a pointer to another of them passes every other check."""
     corpus = write_corpus(tmp_path / "web", [[k, k] for k in range(40)])
     return write_view(corpus, np.arange(0, 40, 3), tmp_path / "views", label="some", settings={})
+
+
+def test_a_plain_corpus_that_megatron_cannot_number(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`GPTDataset` itself would number its sequences modulo 2^32."""
+    dataset = IndexedDataset(str(prefix.parent.parent / "web"))
+    arguments = (dataset, str(prefix.parent.parent / "web"), np.arange(40), None, Split.train, None)
+    check_prefix_of(GPTDataset, arguments)
+    monkeypatch.setattr(layout, "MAX_SEQUENCES", 39)
+    with pytest.raises(InputError, match="web: 40 sequences, Megatron numbers at most 39 per prefix"):
+        check_prefix_of(GPTDataset, arguments)
 
 
 def point_elsewhere(prefix: Path) -> None:

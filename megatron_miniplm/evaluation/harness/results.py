@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_miniplm.artifacts import atomic_output, digest_values, write_json
+from megatron_miniplm.artifacts import atomic_output, digest_values, sole_writer_of_file, write_json, write_result
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, hasher
 from megatron_miniplm.artifacts.json_files import read_json
 from megatron_miniplm.errors import CorruptArtifactError
@@ -213,7 +213,7 @@ def evaluate_tasks(
         logger.info("%s: finished", name)
     merged = {"settings": files.settings, **merge(tasks, {name: _read(path) for name, path in paths.items()})}
     if json_path is not None:
-        write_json(json_path, merged)
+        write_result(json_path, merged)
     if samples_path is not None:
         _join_samples(samples_path, {name: files.samples_path(path) for name, path in paths.items()})
     return table(merged, list(tasks.tasks))
@@ -242,7 +242,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _join_samples(path: Path, parts: dict[str, Path]) -> None:
-    with atomic_output(path) as stream:
+    with sole_writer_of_file(path), atomic_output(path) as stream:
         for name, part in parts.items():
             with part.open("rb") as lines:
                 for line in lines:
