@@ -67,7 +67,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             )
         header = stream.read(header_bytes)
     entries = parse_json(header, where=path, what="safetensors header", remedy=AGAIN)
-    entries.pop("__metadata__", None)
+    metadata = entries.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputError(f"{path} is no safetensors file (expected __metadata__ to be an object of strings): {AGAIN}")
     places = {name: _entry(path, name, entry) for name, entry in entries.items()}
     stop = _check_ranges(path, {name: place for name, (_, place) in places.items()})
     expected_bytes = _LENGTH_BYTES + header_bytes + stop

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.artifacts.json_files import read_json
 from megatron_miniplm.artifacts.regular_files import path_below
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import InputError, one_line
 from megatron_miniplm.mcore.huggingface.safetensors_header import AGAIN, StoredTensor, read_header
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class SliceReader:
             part = self._open[file].get_slice(name)
             return part[start:stop] if axis == 0 else part[:, start:stop]
         except SafetensorError as error:
-            raise InputError(f"{name} cannot be read from {file} ({error}): {AGAIN}") from None
+            raise InputError(f"{name} cannot be read from {file} ({one_line(error)}): {AGAIN}") from None
 
     def __enter__(self) -> "SliceReader":
         return self
