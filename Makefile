@@ -52,7 +52,7 @@ define ALL_TESTS
 	wait $$jobs; status_of_jobs=$$?; cat build/jobs.log; exit $$((status | status_of_jobs))
 endef
 
-.PHONY: mutations test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
+.PHONY: fuzz mutations test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
 
 test: $(READY) lint  ## everything, slow tests included, within the budget of costs
 	$(call ALL_TESTS,--costs)
@@ -65,6 +65,11 @@ test-fast: $(READY)  ## no slow tests and no SLURM; under three minutes on two i
 
 mutations: $(READY)  ## ten planted faults, each found by the tests that should find it; about ten minutes
 	$(BIN)/python tests/mutations.py
+
+FUZZ_SECONDS ?= 600
+
+fuzz: $(READY)  ## damaged files of every format; FUZZ_SECONDS of CPU time per test, FORMAT=idx for one format
+	MINIPLM_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests -k "fuzz_$(FORMAT)"
 
 unit: $(READY)  ## everything that starts neither a whole job nor a cluster, slow tests included
 	$(BIN)/python -m pytest --ignore tests/contract --ignore tests/end_to_end --ignore tests/slurm --slowest 20

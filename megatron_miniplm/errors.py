@@ -32,6 +32,12 @@ def unusable_path(error: OSError) -> InputError:
     return InputError(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, without line breaks and not too long, for a message of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
 class CorruptArtifactError(MiniPLMError):
     """An artifact on disk contradicts itself or its manifest."""
 

@@ -112,7 +112,7 @@ def load_manifest(artifact: Path) -> Manifest:
     values = read_json(path, what="manifest", remedy=_MAKE_AGAIN)
     if (found := values.get("format_version")) != FORMAT_VERSION:
         raise CorruptArtifactError(
-            f"{path} has format version {str(found)[:40]}, this release reads {FORMAT_VERSION}: "
+            f"{path} has format version {found!r:.40}, this release reads {FORMAT_VERSION}: "
             f"use the release that wrote it, or {_MAKE_AGAIN}"
         )
     try:

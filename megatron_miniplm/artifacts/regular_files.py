@@ -42,6 +42,16 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
+def require_at_most(path: Path, max_bytes: int) -> None:
+    """Raise InputError unless a path is a regular file of at most so many bytes, OSError if there is none."""
+    with open_regular(path) as stream:
+        size_bytes = stream.seek(0, 2)
+    if size_bytes > max_bytes:
+        raise InputError(
+            f"{path} has {size_bytes:,} bytes, expected at most {max_bytes:,}: check that it is the right file"
+        )
+
+
 def path_below(directory: Path, name: object, *, named_by: Path) -> Path:
     """The path of a file that an artifact says is its own.
 

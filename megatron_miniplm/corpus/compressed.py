@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron_miniplm.artifacts.regular_files import open_regular
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import InputError, one_line
 
 _PIECE_BYTES = 1 << 22  # of decompressed text, read at once
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -123,7 +123,7 @@ def _fault(path: Path, compression: str, error: Any) -> str:
         )
     if isinstance(error, MemoryError):
         return f"{path} needs more memory to be decompressed than there is: compress it again with smaller settings"
-    return f"{path} cannot be decompressed ({error}): it is truncated or damaged; copy or compress it again"
+    return f"{path} cannot be decompressed ({one_line(error)}): it is truncated or damaged; copy or compress it again"
 
 
 def _zstd_window_bytes(path: Path) -> int:

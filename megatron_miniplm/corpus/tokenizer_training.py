@@ -20,7 +20,7 @@ from megatron_miniplm.corpus.readers import read_texts
 from megatron_miniplm.corpus.sources import Source, expand_inputs
 from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
 from megatron_miniplm.corpus.units import MAX_LINE_BYTES
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def _train_sentencepiece(texts: Iterator[str], vocab_size: int) -> dict[str, byt
         )
     except RuntimeError as error:
         raise InputError(
-            f"SentencePiece cannot train {vocab_size} tokens on this text ({error}): give another --vocab-size or "
-            "more text"
+            f"SentencePiece cannot train {vocab_size} tokens on this text ({one_line(error)}): give another "
+            "--vocab-size or more text"
         ) from None
     return {SENTENCEPIECE_MODEL: model.getvalue()}

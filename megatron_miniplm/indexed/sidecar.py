@@ -9,6 +9,7 @@ A view has no sidecar of its own: its pointers lead into its source's data, and 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -20,8 +21,9 @@ import pyarrow.parquet as pq
 
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, create_over, named_in_errors, publish
 from megatron_miniplm.artifacts.manifest import checksum_of
+from megatron_miniplm.artifacts.parquet_pages import read_pages
 from megatron_miniplm.artifacts.regular_files import open_regular
-from megatron_miniplm.errors import CorruptArtifactError, InputError
+from megatron_miniplm.errors import CorruptArtifactError, InputError, one_line
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.pieces import NO_DOMAIN, Pieces
 from megatron_miniplm.indexed.sidecar_rows import (
@@ -259,12 +261,30 @@ class Sidecar:
                 f"bytes, expected at most {_ROW_GROUP_PIECES:,} and {_MAX_ROW_GROUP_BYTES:,}; {_REMEDY}"
             )
         try:
+            most_bytes = self._most_bytes(group)
+            if most_bytes > _MAX_ROW_GROUP_BYTES:
+                raise ValueError(
+                    f"its pages hold up to {most_bytes:,} bytes, expected at most {_MAX_ROW_GROUP_BYTES:,}"
+                )
             table = self._file.read_row_group(group, columns=columns)
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-            raise CorruptArtifactError(f"{self.path}, row group {group}: cannot be read ({error}); {_REMEDY}") from None
+            raise CorruptArtifactError(
+                f"{self.path}, row group {group}: cannot be read ({one_line(error)}); {_REMEDY}"
+            ) from None
         if fault := fault_of_values(table, SCHEMA):
             raise CorruptArtifactError(f"{self.path}, row group {group}: {fault}; {_REMEDY}")
         return table
+
+    def _most_bytes(self, group: int) -> int:
+        """The most that a row group may take in memory; raises ValueError where its pages are damaged."""
+        described, most_bytes = self._file.metadata.row_group(group), 0
+        with open_regular(self.path) as stream:
+            for index, field in enumerate(SCHEMA):
+                column = read_pages(stream, described.column(index))
+                if pa.types.is_dictionary(field.type):  # read as such, so that no value is repeated
+                    column = replace(column, repeated_bytes=0)
+                most_bytes += column.most_bytes(described.num_rows)
+        return most_bytes
 
 
 def fill_domains_and_bytes(
@@ -337,12 +357,14 @@ def _open(path: Path) -> pq.ParquetFile:
         schema = file.schema_arrow
         version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode("utf-8", "replace")
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise CorruptArtifactError(f"{path} is not a whole Parquet file ({error}): {_REMEDY}") from None
+        raise CorruptArtifactError(f"{path} is not a whole Parquet file ({one_line(error)}): {_REMEDY}") from None
     if version not in _READABLE_VERSIONS:
         raise CorruptArtifactError(
             f"{path} has sidecar format {version}, this release reads {' and '.join(_READABLE_VERSIONS)}: preprocess "
             "again, or use the release that wrote it"
         )
+    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+        raise CorruptArtifactError(f"{path} has more than one column {twice[0]}: {_REMEDY}")
     found, expected = ({field.name: str(field.type) for field in each} for each in (schema, SCHEMA))
     if list(found) != list(expected) or found != expected:
         wrong = next((name for name in expected if found.get(name) != expected[name]), next(iter(found), "none"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from megatron_miniplm.errors import one_line
 from megatron_miniplm.indexed.layout import bin_path
 from megatron_miniplm.indexed.pieces import crc32_of_runs
 from megatron_miniplm.indexed.reader import IndexedCorpus
@@ -24,7 +25,7 @@ def fault_of_values(table: pa.Table, schema: pa.Schema) -> str | None:
     try:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
-        return f"holds invalid values ({error})"
+        return f"holds invalid values ({one_line(error)})"
     for name in table.column_names:
         column = table[name]
         if column.null_count and not schema.field(name).nullable:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_miniplm.artifacts.regular_files import open_regular, path_below
-from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
+from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError, one_line
 
 #: Set it to 1 to load checkpoints whatever they hold.
 TRUST_VARIABLE = "MINIPLM_TRUST_CHECKPOINT"
@@ -208,7 +208,7 @@ def _stored_objects(metadata: Any, place: Path) -> Iterator[tuple[Path, int, int
                     raise ValueError(f"an object of {num_bytes} bytes at byte {start}")
                 yield path_below(place.parent, name, named_by=place), start, num_bytes
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CorruptArtifactError(f"{place} is not the index of a checkpoint ({error}): {_AGAIN}") from None
+        raise CorruptArtifactError(f"{place} is not the index of a checkpoint ({one_line(error)}): {_AGAIN}") from None
 
 
 def _pickles_of_archive(archive: bytes, place: Path) -> Iterator[bytes]:

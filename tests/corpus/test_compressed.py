@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from damage import NO_FILES, damaged_bytes, damaged_json, put, put_no_file
 from fuzzing import fuzz, refusal_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,12 +95,24 @@ def test_fuzz_text_lines_come_once_and_in_order(data: bytes, piece: int, unit: i
 def test_fuzz_text_damaged_file_is_read_or_refused(
     data: st.DataObject, suffix: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    path = tmp_path_factory.mktemp("fuzz") / f"a.jsonl{suffix}"
-    lines = data.draw(st.lists(st.binary(max_size=30) | st.just(b'{"text": "a"}'), max_size=8))
-    content = bytearray(COMPRESS[suffix](b"\n".join(lines)))
-    for _ in range(data.draw(st.integers(0, 3)) if content else 0):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    """Lines of any kind, whole or damaged, in a file that is whole, damaged, several joined, or no file."""
+    path = tmp_path_factory.getbasetemp() / f"a.jsonl{suffix}"
+    line = st.binary(max_size=30) | st.just(b'{"text": "a"}') | damaged_json({"text": "a", "meta": {"set": ["b", 1]}})
+    lines = data.draw(st.lists(line, max_size=6))
+    content = COMPRESS[suffix](b"\n".join(lines))
+    match data.draw(st.sampled_from(("none", "bytes", "bytes", "joined", "long", "no file"))):
+        case "bytes":
+            content = data.draw(damaged_bytes(content))
+        case "joined":
+            parts = st.sampled_from([content, b"", bytes(4), COMPRESS[suffix](b""), b"\xfd7zXZ\x00", b"PAR1"])
+            content = b"".join(data.draw(st.lists(parts, max_size=4)))
+        case "long":  # more than any bound, in few bytes
+            content = COMPRESS[suffix](
+                b'{"text": "' + b"x" * (3 << 20) + b'"}\n' + b"\n" * data.draw(st.integers(0, 99))
+            )
+    put(path, content)
+    if data.draw(st.integers(0, 19)) == 19:
+        put_no_file(path, data.draw(st.sampled_from([kind for kind in NO_FILES if kind != "sparse"])))
     error = refusal_of(lambda: read(path, 1000))
     assert error is None or str(path) in str(error)
 

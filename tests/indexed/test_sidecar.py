@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fuzzing import fuzz
+from damage import NO_FILES, damaged_bytes, put, put_no_file
+from fuzzing import fuzz, refusal_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
+from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus, IndexedWriter, write_view
 from megatron_miniplm.indexed import sidecar as sidecar_module
 from megatron_miniplm.indexed.pieces import Pieces, crc32_of_runs
@@ -284,6 +285,7 @@ def test_a_damaged_page_is_found(corpus: IndexedCorpus) -> None:
     ("change", "message"),
     [
         (lambda table: table.slice(0, 0), "has no rows, the index with 3"),
+        (lambda table: table.append_column("piece", table["piece"]), "has more than one column piece"),
         (lambda table: table.drop_columns(["piece"]), "has column piece of type none, expected int32"),
         (with_column("position", pa.nulls(5, pa.int64())), "has 5 nulls in column position"),
         (with_column("position", pa.array([0.0] * 5)), "has column position of type double, expected int64"),
@@ -305,6 +307,27 @@ def test_a_row_group_that_would_fill_the_memory(corpus: IndexedCorpus, monkeypat
         read_all(corpus)
 
 
+def test_an_error_of_several_lines(corpus: IndexedCorpus) -> None:
+    """Thrift's, of a damaged footer."""
+    path = sidecar_path(corpus.prefix)
+    content = bytearray(path.read_bytes())
+    content[len(content) - 8 - int.from_bytes(content[-8:-4], "little")] = 0
+    path.write_bytes(content)
+    with pytest.raises(CorruptArtifactError, match="is not a whole Parquet file") as caught:
+        Sidecar(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_that_would_fill_the_memory(corpus: IndexedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long id, which the file holds once."""
+    replace_sidecar(corpus, with_column("id", pa.array(["x" * (1 << 20)] * 5)))
+    assert sidecar_path(corpus.prefix).stat().st_size < 2 << 20
+    assert len(read_all(corpus)) == 1
+    monkeypatch.setattr(sidecar_module, "_MAX_ROW_GROUP_BYTES", 4 << 20)
+    with pytest.raises(CorruptArtifactError, match=r"row group 0: cannot be read \(its pages hold up to [67],.* bytes"):
+        read_all(corpus)
+
+
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[IndexedCorpus, bytes]:
     """A corpus, and the bytes of its sidecar."""
@@ -317,29 +340,81 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[IndexedCorpus, b
     return IndexedCorpus.open(prefix), sidecar_path(prefix).read_bytes()
 
 
+@st.composite
+def changed_columns(draw: st.DrawFn) -> Callable[[pa.Table], pa.Table]:
+    """One column with other values, of another type, twice, or gone."""
+    field = draw(st.sampled_from(list(SCHEMA)))
+    what = draw(st.sampled_from(("values", "values", "values", "type", "drop", "order", "rows", "twice")))
+    if what == "drop":
+        return lambda table: table.drop_columns([field.name])
+    if what == "twice":
+        return lambda table: table.append_column(field.name, table[field.name])
+    if what == "order":
+        return lambda table: table.select([field.name, *(name for name in table.column_names if name != field.name)])
+    if what == "rows":
+        order = draw(st.lists(st.integers(0, 4), max_size=12))
+        return lambda table: table.take(pa.array(order, pa.int64()))
+    if what == "type":
+        kind = draw(
+            st.sampled_from([pa.float64(), pa.int8(), pa.binary(), pa.list_(pa.int64()), pa.null(), pa.date64()])
+        )
+        return with_column(field.name, pa.nulls(5, kind))
+    if pa.types.is_integer(field.type):
+        is_unsigned = pa.types.is_unsigned_integer(field.type)
+        bits = field.type.bit_width - (0 if is_unsigned else 1)
+        numbers = st.integers(0 if is_unsigned else -(2**bits), 2**bits - 1) | st.integers(0, 8) | st.none()
+        return with_column(field.name, pa.array(draw(st.lists(numbers, min_size=5, max_size=5)), field.type))
+    texts = st.none() | st.sampled_from(["", "a", "/dev/zero", "../../x", "\0", "x" * 5000]) | st.text(max_size=4)
+    array = pa.array(draw(st.lists(texts, min_size=5, max_size=5)), pa.string())
+    return with_column(field.name, array.dictionary_encode() if pa.types.is_dictionary(field.type) else array)
+
+
 @fuzz("sidecar", 60)
 @given(data=st.data())
 def test_fuzz_sidecar(pristine: tuple[IndexedCorpus, bytes], data: st.DataObject) -> None:
-    """Bytes of the file, or values of its rows: rows that belong to the corpus, or one of our errors."""
+    """Bytes of the file, values of its rows, or no file: rows that belong to the corpus, or one of our errors."""
     corpus, whole = pristine
     path = sidecar_path(corpus.prefix)
-    path.write_bytes(whole)
-    if data.draw(st.booleans()):
-        content = bytearray(whole)
-        for _ in range(data.draw(st.integers(1, 3))):
-            place = data.draw(st.integers(0, max(0, len(content) - 1)))
-            content[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=6))
-        path.write_bytes(content)
-    else:
-        field = data.draw(st.sampled_from([field for field in SCHEMA if pa.types.is_integer(field.type)]))
-        bits = field.type.bit_width - (0 if pa.types.is_unsigned_integer(field.type) else 1)
-        low = 0 if pa.types.is_unsigned_integer(field.type) else -(2**bits)
-        values = data.draw(st.lists(st.integers(low, 2**bits - 1) | st.none(), min_size=5, max_size=5))
-        replace_sidecar(corpus, with_column(field.name, pa.array(values, field.type)))
-    with suppress(MiniPLMError):
-        read_all(corpus)
-    with suppress(MiniPLMError):
-        Sidecar.of(corpus).pieces_of(1)  # type: ignore[union-attr]
+    put(path, whole)
+    match data.draw(st.sampled_from(("bytes", "bytes", "footer", "rows", "rows", "no file"))):
+        case "bytes":
+            path.write_bytes(data.draw(damaged_bytes(whole)))
+        case "footer":
+            start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+            path.write_bytes(whole[:start] + data.draw(damaged_bytes(whole[start:])))
+        case "rows":
+            for change in data.draw(st.lists(changed_columns(), min_size=1, max_size=2)):
+                with suppress(pa.ArrowException, KeyError):  # the second change does not fit the first
+                    replace_sidecar(corpus, change)
+        case "no file":
+            put_no_file(path, data.draw(st.sampled_from(NO_FILES)))
+
+    def one_sequence() -> None:
+        sidecar = Sidecar.of(corpus)
+        if sidecar is not None:
+            sidecar.pieces_of(1)
+
+    def places() -> None:
+        sidecar = Sidecar.of(corpus)
+        if sidecar is not None:
+            _ = sidecar.last_sequences
+            sidecar.group(0, ["id", "domain"])
+            domain_N, bytes_N = np.zeros(4, np.uint16), np.zeros(4, np.int64)
+            fill_domains_and_bytes(sidecar, corpus, domain_N, bytes_N)
+
+    def all_tokens() -> None:
+        sidecar = Sidecar.of(corpus)
+        if sidecar is not None:
+            find_mismatch(sidecar, corpus)
+
+    def all_rows() -> None:
+        sidecar = Sidecar.of(corpus)
+        if sidecar is not None:
+            list(sidecar.tables())
+
+    for action in (all_rows, one_sequence, places, all_tokens):
+        error = refusal_of(action)
+        assert error is None or str(corpus.prefix.parent) in str(error)
 
 
 def stored_by_content(corpus: IndexedCorpus, tmp_path: Path) -> IndexedCorpus:

@@ -24,7 +24,7 @@ ODD_VALUES = (
     NUMBERS
     | st.sampled_from([0.5, -0.5, 1e308, -1e308, 5e-324, True, False, None, "", "0", "..", "/dev/zero", "\0", [], {}])
     | JSON_VALUES
-)
+).map(copy.deepcopy)  # what is drawn is changed
 #: Text that Python's writer would not write. It stands for a value.
 _RAW_JSON = (
     *("NaN", "Infinity", "-Infinity", "1e999", "-0", "1E400", "9" * 5000, '"\\ud800"', '"\\u0000"', '"\x00"'),
@@ -84,7 +84,9 @@ def damaged_json(draw: st.DrawFn, value: Any, *, max_changes: int = 3) -> bytes:
             case "near" if isinstance(container[key], int | float):
                 container[key] = draw(st.sampled_from([container[key] + 1, container[key] - 1, -container[key], 0]))
             case "near" if isinstance(container[key], str):
-                container[key] = draw(st.sampled_from([container[key] + "x", container[key][1:], container[key] * 50]))
+                container[key] = draw(
+                    st.sampled_from([container[key] + "x", container[key][1:], (container[key] * 50)[:5000]])
+                )
             case "remove" if container is not holder:
                 del container[key]
             case "raw":

@@ -134,6 +134,13 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def peak_bytes_of(action: Callable[[], object]) -> int:
+    """What an action adds to the resident memory of the process at its peak."""
+    before = _start_peak()
+    action()
+    return _peak_bytes() - before
+
+
 @contextmanager
 def _address_limit(num_bytes: int) -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_AS)

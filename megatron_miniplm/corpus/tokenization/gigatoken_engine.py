@@ -9,11 +9,13 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from megatron_miniplm.corpus.tokenization.token_bytes import interleave_ids
+from megatron_miniplm.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ HARD_TEXTS = (
 
 #: N texts to their ids, flat (T integers), and the number of ids of each (N, int64).
 Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+
+_PANIC = "PanicException"  # pyo3's, which does not derive from `Exception`
 
 
 class GigatokenEngine:
@@ -174,5 +178,26 @@ def _resident_bytes() -> int:
 
 
 def is_rust_error(error: BaseException) -> bool:
-    """Whether a call into Rust failed: bare exceptions, and pyo3's panics, which do not derive from `Exception`."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    """Whether a call into Rust failed: bare exceptions, and panics."""
+    return isinstance(error, Exception) or type(error).__name__ == _PANIC
+
+
+@contextmanager
+def named_in_rust_errors(place: str) -> Iterator[None]:
+    """Around code of ours that calls the tokenizers library: its errors and panics, and no others, name the files.
+
+    Args:
+        place: the files that were given.
+
+    Raises:
+        InputError: the library failed.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != _PANIC:
+            raise
+        raise InputError(
+            f"{place}: the tokenizers library failed on a text ({one_line(error)}): check the merges and added tokens "
+            "of tokenizer.json, or use another version of the library"
+        ) from None

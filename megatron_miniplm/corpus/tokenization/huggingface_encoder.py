@@ -7,10 +7,10 @@ tokenizer is loaded.
 
 import json
 import logging
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, wraps
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     Encode,
     GigatokenEngine,
     exact_or_none,
-    is_rust_error,
+    named_in_rust_errors,
     routed,
     texts_of_control_strings,
     texts_of_vocabulary,
@@ -43,7 +43,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Ids beyond it are a mistake: tables by id would fill the memory.
+MAX_VOCABULARY = 1 << 22
 _MODEL_OPTIONS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+
+
+def _named_in_errors[**Arguments, Result](
+    method: Callable[Concatenate["HuggingFaceEncoder", Arguments], Result],
+) -> Callable[Concatenate["HuggingFaceEncoder", Arguments], Result]:
+    """A method in which errors of the tokenizers library name the files."""
+
+    @wraps(method)
+    def call(self: "HuggingFaceEncoder", *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with named_in_rust_errors(_place(self._settings)):
+            return method(self, *args, **kwargs)
+
+    return call
 
 
 class HuggingFaceEncoder:
@@ -54,6 +69,10 @@ class HuggingFaceEncoder:
     """
 
     def __init__(self, settings: TokenizerSettings, num_threads: int) -> None:
+        with named_in_rust_errors(_place(settings)):
+            self._load(settings, num_threads)
+
+    def _load(self, settings: TokenizerSettings, num_threads: int) -> None:
         load = load_gpt2 if settings.tokenizer_type == "GPT2BPETokenizer" else load_directory
         self._settings = settings
         self._num_threads = num_threads
@@ -70,6 +89,7 @@ class HuggingFaceEncoder:
         model = self._steps.pop("model")  # large, and the reference has it
         self._model_options: dict[str, Any] = {name: model.get(name) for name in _MODEL_OPTIONS}
         _refuse_dropout(settings, self._model_options)
+        _refuse_large_ids(settings, self._reference)
         self._fast = self._exact_gigatoken()
         if self._fast is not None:
             self.versions["gigatoken"] = version("gigatoken")
@@ -85,22 +105,27 @@ class HuggingFaceEncoder:
         self._fast = self._gigatoken() if "gigatoken" in self.versions else None
 
     @cached_property
+    @_named_in_errors
     def token_bytes(self) -> list[bytes] | None:
         return self._decoded_bytes if keeps_text(self._steps) else None
 
     @cached_property
+    @_named_in_errors
     def text_prefix(self) -> bytes:
         """SentencePiece's space where the tokenizer writes one, behind the tokens that a template puts first."""
         table = self._decoded_bytes
         return b"" if table is None else b"".join(table[index] for index in self._reference.encode("a").ids)[:-1]
 
+    @_named_in_errors
     def fingerprint(self) -> Fingerprint:
         split = ["split_special_tokens"] if self._settings.split_special_tokens else []
         return digest_values(self._settings.tokenizer_type, _content(self._reference), self.eod_id, *split)
 
+    @_named_in_errors
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return self._fast(texts) if self._fast is not None else self._encode_reference(texts)
 
+    @_named_in_errors
     def token_stops(self, text: str) -> np.ndarray:
         stops = [stop for _, stop in self._whole_offsets.encode(text).offsets]  # in characters
         code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
@@ -108,9 +133,11 @@ class HuggingFaceEncoder:
         byte_of_character = np.concatenate([[0], np.cumsum(sizes)])
         return np.maximum.accumulate(byte_of_character[np.array(stops, dtype=np.int64)])
 
+    @_named_in_errors
     def decode(self, ids: Sequence[int]) -> str:
         return self._reference.decode([int(token) for token in ids], skip_special_tokens=False)
 
+    @_named_in_errors
     def decode_batch(self, tokens_T: np.ndarray, lengths_N: np.ndarray) -> list[bytes]:
         if self._byte_table is not None and is_byte_level(self._steps):
             return self._byte_table.join(tokens_T, lengths_N)
@@ -121,16 +148,8 @@ class HuggingFaceEncoder:
         return [text.encode() for text in decoded]
 
     def _encode_reference(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        try:
+        with named_in_rust_errors(_place(self._settings)):
             return flatten_ids([encoding.ids for encoding in self._reference.encode_batch_fast(list(texts))])
-        except BaseException as error:
-            if not is_rust_error(error):
-                raise
-            place = " and ".join(map(str, self._settings.files))
-            raise InputError(
-                f"{place}: the tokenizers library failed on a text ({error}): check the added tokens of "
-                "tokenizer.json, or use another version of the library"
-            ) from None
 
     @cached_property
     def _decoded_bytes(self) -> list[bytes] | None:
@@ -201,12 +220,24 @@ class HuggingFaceEncoder:
         return lambda texts: wrap_ids(*engine.encode(texts), before, behind)
 
 
+def _place(settings: TokenizerSettings) -> str:
+    return " and ".join(map(str, settings.files))
+
+
+def _refuse_large_ids(settings: TokenizerSettings, tokenizer: "tokenizers.Tokenizer") -> None:
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if highest >= MAX_VOCABULARY:
+        raise InputError(
+            f"{_place(settings)} has the token id {highest:,}, expected ids below {MAX_VOCABULARY:,}: number the "
+            "tokens without gaps"
+        )
+
+
 def _refuse_dropout(settings: TokenizerSettings, model_options: dict[str, Any]) -> None:
     if model_options["dropout"]:
-        place = " and ".join(map(str, settings.files))
         raise InputError(
-            f"{place} sets BPE dropout {model_options['dropout']}, which gives the same text other ids each time: "
-            'set "dropout": null in tokenizer.json'
+            f"{_place(settings)} sets BPE dropout {model_options['dropout']}, which gives the same text other ids each "
+            'time: set "dropout": null in tokenizer.json'
         )
 
 

@@ -14,10 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.regular_files import open_regular, require_at_most
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import is_rust_error
 from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import tokenizers
@@ -32,6 +32,9 @@ _PLAIN_KEYS = _NAMED_TOKENS | {"tokenizer_class", "model_max_length", "clean_up_
 _PLAIN_CLASSES = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
 #: Further files that change what transformers makes of tokenizer.json.
 _OVERRIDING_FILES = ("config.json", "special_tokens_map.json", "added_tokens.json")
+#: The largest known tokenizer.json has some 35 MB; parsed it takes several times as much.
+_MAX_TOKENIZER_BYTES = 256 << 20
+_MAX_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ def load_gpt2(settings: TokenizerSettings) -> LoadedTokenizer:
             raise
         raise InputError(
             f"{settings.vocab_file} and {settings.merge_file} are not the vocab.json and merges.txt of a GPT-2 "
-            f"tokenizer ({error}): give those"
+            f"tokenizer ({one_line(error)}): give those"
         ) from None
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -86,12 +89,15 @@ def load_directory(settings: TokenizerSettings) -> LoadedTokenizer:
     if not (directory / "tokenizer.json").is_file():
         raise InputError(f"{directory} has no tokenizer.json: give the directory of a HuggingFace fast tokenizer")
     config = _read_config(directory / "tokenizer_config.json")
+    require_at_most(directory / "tokenizer.json", _MAX_TOKENIZER_BYTES)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     except BaseException as error:
         if not is_rust_error(error):
             raise
-        raise InputError(f"{directory / 'tokenizer.json'} is not a tokenizer ({error}): save it again") from None
+        raise InputError(
+            f"{directory / 'tokenizer.json'} is not a tokenizer ({one_line(error)}): save it again"
+        ) from None
     if not settings.special_tokens and _is_plain(tokenizer, config, directory):
         eos_token = _token_text(config.get("eos_token") or config.get("sep_token"))
         return LoadedTokenizer(tokenizer=tokenizer, eos_token=eos_token, versions={"tokenizers": version("tokenizers")})
@@ -116,16 +122,17 @@ def _changed_parts(written: "tokenizers.Tokenizer", built: "tokenizers.Tokenizer
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
+        require_at_most(path, _MAX_CONFIG_BYTES)
         with open_regular(path) as stream:
-            config = json.loads(stream.read().decode("utf-8"))
+            config = json.loads(stream.read(_MAX_CONFIG_BYTES).decode("utf-8"))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}): save the tokenizer again") from None
+        raise InputError(f"{path} is not valid JSON ({one_line(error)}): save the tokenizer again") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object: save the tokenizer again")
-    for name in (*sorted(_NAMED_TOKENS), "tokenizer_class"):
-        text = _token_text(config.get(name))
+    texts = {name: _token_text(config.get(name)) for name in sorted(_NAMED_TOKENS)}
+    for name, text in {**texts, "tokenizer_class": config.get("tokenizer_class")}.items():
         if not isinstance(text, str | None):
             raise InputError(f"{path}: {name} is {text!r}, expected a string: save the tokenizer again")
     return config
@@ -169,7 +176,9 @@ def _load_through_transformers(
     except BaseException as error:  # whatever a model's own class raises
         if not is_rust_error(error):
             raise
-        raise InputError(f"transformers cannot load the tokenizer in {directory} ({error}): save it again") from None
+        raise InputError(
+            f"transformers cannot load the tokenizer in {directory} ({one_line(error)}): save it again"
+        ) from None
     if not tokenizer.is_fast:
         raise InputError(f"{directory} holds a tokenizer written in Python: save it as a fast one (tokenizer.json)")
     named: dict[str, Any] = {"additional_special_tokens": list(special_tokens)}

@@ -26,7 +26,7 @@ from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
 )
 from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids, split_ids
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ class SentencePieceEncoder:
             open_regular(self._model_path).close()
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(self._model_path))
         except (OSError, RuntimeError, InputError) as error:
-            raise InputError(f"{self._model_path} is not a SentencePiece model ({error}): give a .model file") from None
+            raise InputError(
+                f"{self._model_path} is not a SentencePiece model ({one_line(error)}): give a .model file"
+            ) from None
         model_type: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]  # protobuf makes it
         self._model = model_type.FromString(self._processor.serialized_model_proto())
         self.vocab_size: int = self._processor.get_piece_size()

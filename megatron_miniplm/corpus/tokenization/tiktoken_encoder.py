@@ -29,7 +29,7 @@ from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
 )
 from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.corpus.tokenization.token_bytes import ByteTable, flatten_ids
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import InputError, one_line
 
 # These three are `megatron.core.tokenizers.text.libraries.tiktoken_tokenizer`'s, whose import brings torch along.
 DEFAULT_VOCAB_SIZE = 1 << 17
@@ -193,7 +193,7 @@ def _read_ranks(path: Path, num_ranks: int, num_special_tokens: int) -> list[byt
         ranked = [base64.b64decode(entry["token_bytes"], validate=True) for entry in entries]
         ranks = [entry["rank"] for entry in entries]
     except (OSError, ValueError, TypeError, LookupError, binascii.Error) as error:
-        raise InputError(f"{path} is not a rank file ({error}): {remedy}") from None
+        raise InputError(f"{path} is not a rank file ({one_line(error)}): {remedy}") from None
     if ranks != list(range(len(ranks))) or ranked[:256] != [bytes([byte]) for byte in range(256)]:
         raise InputError(f"{path} does not rank the 256 bytes first and the others after them, in order: {remedy}")
     if len(ranked) < num_ranks:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from megatron_miniplm.artifacts.json_files import parse_json, read_json
 from megatron_miniplm.artifacts.regular_files import open_regular, path_below
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import InputError, one_line
 from megatron_miniplm.mcore.huggingface.architecture import Architecture
 from megatron_miniplm.mcore.huggingface.mapping import tensor_shapes
 
@@ -76,7 +76,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             )
         header = stream.read(header_bytes)
     entries = parse_json(header, where=path, what="safetensors header", remedy=AGAIN)
-    entries.pop("__metadata__", None)
+    metadata = entries.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputError(f"{path} is no safetensors file (expected __metadata__ to be an object of strings): {AGAIN}")
     places = {name: _entry(path, name, entry) for name, entry in entries.items()}
     stop = _check_ranges(path, {name: place for name, (_, place) in places.items()})
     expected_bytes = _LENGTH_BYTES + header_bytes + stop
@@ -240,7 +242,7 @@ class SliceReader:
             part = self._open[file].get_slice(name)
             return part[start:stop] if axis == 0 else part[:, start:stop]
         except SafetensorError as error:
-            raise InputError(f"{name} cannot be read from {file} ({error}): {AGAIN}") from None
+            raise InputError(f"{name} cannot be read from {file} ({one_line(error)}): {AGAIN}") from None
 
     def __enter__(self) -> "SliceReader":
         return self

@@ -11,7 +11,8 @@ from typing import Any
 
 import huggingface_models
 import pytest
-from fuzzing import fuzz
+from damage import NO_FILES, NUMBERS, damaged_bytes, damaged_json, put, put_no_file
+from fuzzing import fuzz, refusal_of
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
@@ -76,6 +77,8 @@ def test_what_a_header_says(tmp_path: Path) -> None:
         ({"a": tensor(0, 8, [2], "F33")}, 8, "dtype is 'F33'"),
         ({"a": tensor(0, 8, [2], {})}, 8, "dtype is '{}'"),
         ({"a": [0]}, 0, "its entry in the header is not an object"),
+        ({"__metadata__": {"format": 1}}, 0, "expected __metadata__ to be an object of strings"),
+        ({"__metadata__": ["pt"]}, 0, "expected __metadata__ to be an object of strings"),
         ([], 0, "it holds an array, expected an object"),
         (b"[" * 100_000, 0, "nest"),
         (b'{"a": %s}' % (b"9" * 5000), 0, "does not fit into 64 bits"),
@@ -168,19 +171,63 @@ def whole_headers(draw: st.DrawFn) -> tuple[bytes, int]:
     return json.dumps(header).encode(), stop + draw(st.sampled_from([0, 0, 0, 1]))
 
 
+@st.composite
+def damaged_files(draw: st.DrawFn) -> bytes:
+    """A file that is right but for some bytes, or some values of its header, or the length of that."""
+    text, num_bytes = draw(whole_headers())
+    match draw(st.sampled_from(("bytes", "values", "values", "length"))):
+        case "bytes":
+            return draw(damaged_bytes(struct.pack("<Q", len(text)) + text + bytes(num_bytes)))
+        case "values":
+            text = draw(damaged_json(json.loads(text) | {"__metadata__": {"format": "pt"}}))
+            return struct.pack("<Q", len(text)) + text + bytes(num_bytes)
+        case _:
+            return struct.pack("<Q", draw(NUMBERS) & ((1 << 64) - 1)) + text + bytes(num_bytes)
+
+
 @fuzz("safetensors", 100)
-@given(case=st.one_of(whole_headers(), st.tuples(HEADERS, st.integers(0, 40))), cut=st.integers(0, 12))
-def test_fuzz_safetensors_headers(tmp_path_factory: pytest.TempPathFactory, case: tuple[bytes, int], cut: int) -> None:
+@given(
+    case=st.one_of(
+        st.one_of(whole_headers(), st.tuples(HEADERS, st.integers(0, 40))).map(
+            lambda case: struct.pack("<Q", len(case[0])) + case[0] + bytes(case[1])
+        ),
+        damaged_files(),
+        damaged_files(),
+        st.sampled_from(NO_FILES),
+    ),
+    cut=st.integers(0, 12),
+)
+def test_fuzz_safetensors_headers(tmp_path_factory: pytest.TempPathFactory, case: bytes | str, cut: int) -> None:
     """What is accepted is what the library finds; whatever else is one of our errors that names the file."""
-    path = write(tmp_path_factory.getbasetemp() / "fuzzed.safetensors", *case)
-    if cut > 6:
-        os.truncate(path, max(0, path.stat().st_size - cut + 6))
-    try:
-        found = read_header(path)
-    except MiniPLMError as error:
-        assert str(path) in str(error)  # noqa: PT017
-        return
-    assert {name: (entry.shape, entry.dtype) for name, entry in found.items()} == shapes_by_library(path)
+    path = tmp_path_factory.getbasetemp() / "model.safetensors"
+    if isinstance(case, str):
+        put_no_file(path, case)
+    else:
+        put(path, case[: len(case) - max(0, cut - 6)])
+    found: dict[str, Any] = {}
+    error = refusal_of(lambda: found.update(read_header(path)))
+    if error is not None:
+        assert str(path) in str(error)
+    else:
+        assert {name: (entry.shape, entry.dtype) for name, entry in found.items()} == shapes_by_library(path)
+
+
+INDEX = {"metadata": {"total_size": 26}, "weight_map": {"a": "one.safetensors", "b": "one.safetensors", "c": "two"}}
+
+
+@fuzz("safetensors", 60)
+@given(data=st.data())
+def test_fuzz_safetensors_index(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """The index that says which file has a tensor, and the files that it names."""
+    directory = tmp_path_factory.getbasetemp() / "sharded"
+    directory.mkdir(exist_ok=True)
+    write(directory / "one.safetensors", WHOLE, 26)
+    path = directory / "model.safetensors.index.json"
+    put(path, data.draw(damaged_json(INDEX)))
+    if data.draw(st.integers(0, 9)) == 9:
+        put_no_file(path, data.draw(st.sampled_from(NO_FILES)))
+    error = refusal_of(lambda: stored_tensors(directory))
+    assert error is None or str(directory) in str(error)
 
 
 def test_the_bytes_of_a_model_are_those_of_its_parameters(tmp_path: Path) -> None:
