@@ -22,7 +22,7 @@ LOCK = ".miniplm.lock"
 _ATTEMPTS = 10
 #: Another user's file or directory, a file system that is mounted read-only, a link in place of the lock.
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP})
-_TEMPORARY = re.compile(rf"\..+\.[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
+_TEMPORARY = re.compile(rf"\.(?P<name>.+)\.[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
 
 
 @contextmanager
@@ -49,8 +49,12 @@ def sole_writer_of_file(path: Path) -> Iterator[None]:
     Raises:
         InputError: another process is writing it, or it cannot be locked.
     """
-    with _locked(path.with_name(f".{path.name}.lock"), path, f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
+    with _locked(_lock_of_file(path), path, f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
         yield
+
+
+def _lock_of_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def write_result(path: Path, value: Any) -> None:
@@ -91,7 +95,7 @@ def _locked(lock: Path, what: Path, temporaries: str) -> Iterator[None]:
         descriptor, is_locked = _lock(lock, what)
     try:
         if is_locked:
-            _sweep(lock.parent, temporaries)
+            _sweep(lock.parent, temporaries, own=what.name)
         yield
     finally:
         with suppress(OSError):
@@ -99,10 +103,11 @@ def _locked(lock: Path, what: Path, temporaries: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sweep(directory: Path, pattern: str) -> None:
-    """Remove temporary files of `artifacts.atomic`; only called while nobody else writes."""
+def _sweep(directory: Path, pattern: str, own: str) -> None:
+    """Remove temporary files of `artifacts.atomic`, but for those of files that somebody else may be writing."""
     for stale in directory.glob(pattern):
-        if _TEMPORARY.fullmatch(stale.name):
+        found = _TEMPORARY.fullmatch(stale.name)
+        if found and (found["name"] == own or not _lock_of_file(directory / found["name"]).exists()):
             stale.unlink(missing_ok=True)
 
 

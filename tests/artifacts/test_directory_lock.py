@@ -142,6 +142,16 @@ def test_the_lock_of_another_user_is_named_with_a_remedy(reachable: Path) -> Non
     )
 
 
+def test_the_writer_of_a_directory_leaves_that_of_a_file_alone(tmp_path: Path) -> None:
+    with sole_writer_of_file(tmp_path / "curve.json"):
+        temporary_beside(tmp_path / "curve.json").write_text("half")
+        with sole_writer(tmp_path):
+            pass
+        assert len(list(tmp_path.glob(".curve.json.*.tmp"))) == 1
+    with sole_writer(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
 def test_a_file_has_one_writer_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
     path, foreign = tmp_path / "scores.parquet", tmp_path / ".scores.parquet.mine.tmp"
     foreign.write_text("a user's")
