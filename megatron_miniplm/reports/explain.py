@@ -19,10 +19,9 @@ from megatron_miniplm.artifacts.selections import SELECTION, Selection, copies_o
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.reports.reopening import ReopenedSelection
 from megatron_miniplm.runtime.progress import Progress
-from megatron_miniplm.selection.attributes import Attributes, collect_attributes
+from megatron_miniplm.selection.attributes import Attributes
 from megatron_miniplm.selection.candidates import CandidateReader, Candidates
 from megatron_miniplm.selection.difference import UNITS
-from megatron_miniplm.selection.ranks import OneProcess
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.scored_corpus import PREDICTIONS, REFERENCE, TEACHER, Piece, ScoredCorpus, map_in_order
 from megatron_miniplm.selection.top import Ordered, Threshold, sortable
@@ -86,14 +85,7 @@ def explain(selection: Selection, ids: Sequence[int]) -> list[Explanation]:
     reopened = ReopenedSelection.of(selection)
     corpus, rule, seen = reopened.corpus, reopened.rule, reopened.seen
     with TemporaryDirectory(prefix="miniplm-explain-") as scratch:
-        attributes = collect_attributes(
-            corpus.corpora,
-            Path(scratch),
-            with_domains=rule.needs_domains,
-            with_bytes=rule.measure.reduction == "bits-per-byte",
-            seen=seen,
-            ranks=OneProcess(),
-        )
+        attributes = reopened.attributes(Path(scratch))
         case = _Case(selection=selection, corpus=corpus, rule=rule, attributes=attributes, excludes_seen=bool(seen))
         asked = [case.reader.read(case.piece_of(sequence)) for sequence in ids]
         return [case.explain(*pair) for pair in zip(asked, case.standings(asked), strict=True)]

@@ -14,6 +14,8 @@ from megatron_miniplm.artifacts.scores import is_score_store
 from megatron_miniplm.artifacts.selections import SEEN, SELECTION, SelectedPrefix, Selection
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.selection.attributes import Attributes, collect_attributes
+from megatron_miniplm.selection.ranks import OneProcess
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.scored_corpus import PREDICTIONS, REFERENCE, TEACHER, ScoredCorpus
 
@@ -59,6 +61,17 @@ class ReopenedSelection:
             raise CorruptArtifactError(f"{directory / SELECTION} is of another corpus than its scores: select again")
         seen = _seen_prefixes(selection) if excludes_seen else ()
         return cls(selection=selection, corpus=corpus, rule=rule, seen=seen)
+
+    def attributes(self, scratch: Path) -> Attributes:
+        """What the rule needs to know of the sequences beside their scores, with large arrays in `scratch`."""
+        return collect_attributes(
+            self.corpus.corpora,
+            scratch,
+            with_domains=self.rule.needs_domains,
+            with_bytes=self.rule.measure.reduction == "bits-per-byte",
+            seen=self.seen,
+            ranks=OneProcess(),
+        )
 
     @property
     def has_teacher(self) -> bool:

@@ -30,8 +30,6 @@ from megatron_miniplm.reports.plots import Plot, draw_plots, require_matplotlib
 from megatron_miniplm.reports.reopening import ReopenedSelection, require_same_corpus
 from megatron_miniplm.reports.tally import Tally, TallyPass
 from megatron_miniplm.runtime.progress import Progress
-from megatron_miniplm.selection.attributes import collect_attributes
-from megatron_miniplm.selection.ranks import OneProcess
 
 REPORT = "report.html"
 #: Texts make up most of the page.
@@ -77,7 +75,10 @@ def write_report(
             raise InputError(f"{output_dir} holds an artifact with a manifest: give the report another --output")
         for stale in output_dir.glob(f"{_SCRATCH}*"):  # of killed runs
             shutil.rmtree(stale, ignore_errors=True)
-        tally = _tally(reopened, others, num_examples, output_dir)
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=output_dir, ignore_cleanup_errors=True) as scratch:
+            tally_pass = TallyPass(reopened, reopened.attributes(Path(scratch)), others, num_examples)
+            with Progress(reopened.corpus.num_sequences, " sequences", title="reading scores") as progress:
+                tally = tally_pass.run(progress.advance)
         for corpus in reopened.corpus.corpora:
             corpus.forget_pages()
         lowest = [value for value in reopened.lowest_values if value is not None]
@@ -95,21 +96,6 @@ def write_report(
                 stream.write(plot.light)
         write_text(output_dir / REPORT, page)
     return tally
-
-
-def _tally(reopened: ReopenedSelection, others: Sequence[Selection], num_examples: int, output_dir: Path) -> Tally:
-    rule, corpus = reopened.rule, reopened.corpus
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=output_dir, ignore_cleanup_errors=True) as scratch:
-        attributes = collect_attributes(
-            corpus.corpora,
-            Path(scratch),
-            with_domains=rule.needs_domains,
-            with_bytes=rule.measure.reduction == "bits-per-byte",
-            seen=reopened.seen,
-            ranks=OneProcess(),
-        )
-        with Progress(corpus.num_sequences, " sequences", title="reading scores") as progress:
-            return TallyPass(reopened, attributes, others, num_examples).run(progress.advance)
 
 
 @dataclass(frozen=True, kw_only=True)
