@@ -71,7 +71,38 @@ def selection(corpora: list[IndexedCorpus], tmp_path: Path) -> Path:
                 "view": None,
             }
         )
-    (directory / "selection.json").write_text(json.dumps({"format_version": 3, "prefixes": entries}))
+    num_kept = sum(entry["num_sequences"] for entry in entries)
+    num_kept_tokens = sum(entry["num_tokens"] for entry in entries)
+    summary = {
+        "format_version": 3,
+        "ratio": 0.5,
+        "from_scores": "reference - teacher",
+        "score_reduction": "mean",
+        "sampling": "top",
+        "per_domain": False,
+        "keep_domains": [],
+        "drop_domains": [],
+        "min_tokens": 1,
+        "drop_negative": False,
+        "weights": "uniform",
+        "repeat": False,
+        "index_only": True,
+        "seen_by_reference": "drop",
+        "num_sequences": sum(map(len, corpora)),
+        "num_eligible": sum(map(len, corpora)),
+        "num_kept": num_kept,
+        "num_kept_tokens": num_kept_tokens,
+        "num_scored_tokens": sum(corpus.num_tokens for corpus in corpora),
+        "num_kept_scored_tokens": num_kept_tokens,
+        "num_seen_by_reference": 0,
+        "mean_value": 0.0,
+        "mean_kept_value": 0.0,
+        "lowest_kept_value": 0.0,
+        "negative_fraction": 0.0,
+        "thresholds": [{"domain": None, "value": 0.0, "key": "0" * 16, "sequence": 0}],
+        "prefixes": entries,
+    }
+    (directory / "selection.json").write_text(json.dumps(summary))
     write_data_args(directory, [(corpus.num_tokens, corpus.prefix) for corpus in corpora])  # not what is kept
     Manifest(
         kind="selection",
