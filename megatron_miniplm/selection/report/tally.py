@@ -359,7 +359,7 @@ def _joint(seen: _Seen, axes: Axes) -> np.ndarray:
     """Histogram of teacher and reference NLL; one that is not known has one counter."""
     num_teacher, num_reference = axes.nll_shape
     place_N = np.zeros(len(seen.kept_N), np.int64)
-    scored_N: np.ndarray | np.bool = np.True_
+    scored_N: np.ndarray | np.bool_ = np.True_
     for nll_N, axis in ((seen.teacher_N, axes.teacher), (seen.reference_N, axes.reference)):
         if nll_N is not None and axis is not None:
             place_N = place_N * axis.num_counters + axis.counters(nll_N)
