@@ -52,7 +52,7 @@ define ALL_TESTS
 	wait $$jobs; status_of_jobs=$$?; cat build/jobs.log; exit $$((status | status_of_jobs))
 endef
 
-.PHONY: fuzz mutations test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
+.PHONY: dist lower-bounds packaging fuzz mutations test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
 
 test: $(READY) lint  ## everything, slow tests included, within the budget of costs
 	$(call ALL_TESTS,--costs)
@@ -95,6 +95,33 @@ contract-0.17.%: build/megatron-0.17.%/.ready
 contract-%: build/megatron-%/.ready
 	PYTHONPATH="$(abspath $(<D))" $(BIN)/python -m pytest tests/contract $(LAUNCH_TESTS)
 
+# The stages that need no model, in an environment without Megatron and torch, at the lowest versions that are allowed.
+WITHOUT_MEGATRON := tests/artifacts tests/indexed tests/corpus tests/selection
+
+lower-bounds: build/lower-bounds/.ready  ## about ten minutes on two cores
+	build/lower-bounds/bin/python -m pytest $(WITHOUT_MEGATRON) -m "not slow"
+
+packaging: $(READY)  ## the wheel, and what pip would install beside each Megatron; needs a package index
+	MINIPLM_EVERY_ENVIRONMENT=1 $(BIN)/python -m pytest tests/test_packaging.py
+
+dist:  ## wheel and source distribution, checked, installed into empty environments and tried there
+	test -x build/packager/bin/python || $(PYTHON) -m venv build/packager
+	build/packager/bin/python -m pip install --quiet build twine
+	rm -rf dist
+	build/packager/bin/python -m build --outdir dist
+	build/packager/bin/python -m twine check --strict dist/*
+	set -e; for built in dist/*; do \
+		rm -rf build/empty; $(PYTHON) -m venv build/empty; \
+		build/empty/bin/python -m pip install --quiet "$$built"; \
+		build/empty/bin/python tests/support/installed_smoke.py; \
+	done
+
+build/lower-bounds/.ready: pyproject.toml lower-bounds.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint lower-bounds.txt --editable '.[plots]' hypothesis pytest
+	@touch $@
+
 build/megatron-%/.ready: $(READY)
 	rm -rf $(@D)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) megatron-core==$*
@@ -124,4 +151,4 @@ lint-shell:
 	fi
 
 clean:
-	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

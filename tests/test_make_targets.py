@@ -9,6 +9,7 @@ REPOSITORY = Path(__file__).parents[1]
 NAMING = (
     ".ci/run",
     ".github/workflows/ci.yml",
+    ".github/workflows/release.yml",
     ".pre-commit-config.yaml",
     "CONTRIBUTING.md",
     "README.md",

@@ -18,7 +18,7 @@ from megatron_miniplm.mcore.versions import (
     find_megatron,
     has_dataset_helpers,
 )
-from megatron_miniplm.runtime.requirements import GET_MEGATRON, GET_TORCH, how_to_get
+from megatron_miniplm.runtime.requirements import GET_MEGATRON, GET_TORCH, OLDER_PYARROW, how_to_get
 
 Status = Literal["ok", "partly", "absent", "wrong"]
 
@@ -50,6 +50,7 @@ def examine(programs: Collection[str]) -> Iterator[Finding]:
     yield from _megatron(programs)
     yield _transformer_engine()
     yield _apex()
+    yield _pyarrow()
     yield from map(_package, _PACKAGES)
     yield _slurm()
 
@@ -170,6 +171,8 @@ def _apex() -> Finding:
 #: Package -> what is lost without it.
 _PACKAGES = {
     "gigatoken": "preprocessing falls back to the tokenizers library, 25 times slower",
+    "psutil": "Megatron cannot save checkpoints",
+    "omegaconf": "Megatron cannot read its own configuration files (YAML)",
     "transformers": "Megatron cannot read Hugging Face tokenizers",
     "tensorboard": "Megatron writes no curves, and compare-runs cannot read them",
     "matplotlib": "no report, no pictures of curves",
@@ -181,6 +184,19 @@ def _package(name: str) -> Finding:
     if version := _version(name):
         return Finding(name=name, status="ok", found=version)
     return Finding(name=name, status="absent", found="not installed", cost=_PACKAGES[name], remedy=how_to_get(name))
+
+
+def _pyarrow() -> Finding:
+    """The one dependency of which pip may install a version that does not work."""
+    version, numpy_version = _version("pyarrow"), _version("numpy") or ""
+    if version is None:
+        found, remedy = "not installed", "pip install pyarrow"
+    elif int(version.split(".")[0]) >= 25 and numpy_version.startswith("1."):
+        found, remedy = f"{version} needs NumPy 2, found {numpy_version}", OLDER_PYARROW
+    else:
+        return Finding(name="pyarrow", status="ok", found=version)
+    cost = "no preprocessing; corpora with a sidecar cannot be read"
+    return Finding(name="pyarrow", status="wrong", found=found, cost=cost, remedy=remedy)
 
 
 def _slurm() -> Finding:

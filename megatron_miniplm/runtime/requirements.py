@@ -11,16 +11,17 @@ from megatron_miniplm.errors import MissingPackageError
 
 GET_MEGATRON = "pip install 'megatron-miniplm[megatron]', or put your Megatron-LM checkout on PYTHONPATH"
 GET_TORCH = "pip install torch, or pip install 'megatron-miniplm[megatron]'"
+#: pyarrow 25 and later need NumPy 2, which their metadata does not say: pip installs them beside a NumPy 1.26.
+OLDER_PYARROW = "pip install 'pyarrow<25'"
+_NEEDS_NUMPY_2 = "pyarrow requires NumPy"
 #: Module -> package, and the command that installs it.
 _OPTIONAL = {
     "megatron": ("megatron-core", GET_MEGATRON),
     "megatron.core": ("megatron-core", GET_MEGATRON),
     "torch": ("torch", GET_TORCH),
+    "matplotlib": ("matplotlib", "pip install 'megatron-miniplm[plots]'"),
     "lm_eval": ("lm-evaluation-harness", "pip install 'megatron-miniplm[eval]'"),
-    **{
-        name: (name, f"pip install {name}")
-        for name in ("matplotlib", "omegaconf", "psutil", "tensorboard", "transformers")
-    },
+    **{name: (name, f"pip install {name}") for name in ("omegaconf", "psutil", "tensorboard", "transformers")},
 }
 
 
@@ -37,7 +38,7 @@ def missing(module: str, what: str = "this program") -> MissingPackageError:
 
 @contextlib.contextmanager
 def missing_packages_are_user_errors(what: str = "this program") -> Iterator[None]:
-    """Raise `MissingPackageError` where an optional package cannot be imported because it is not installed."""
+    """Raise `MissingPackageError` where a package is not installed, or is one that needs another NumPy."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -45,3 +46,7 @@ def missing_packages_are_user_errors(what: str = "this program") -> Iterator[Non
         if error.name not in _OPTIONAL:
             raise
         raise missing(error.name, what) from error
+    except ImportError as error:
+        if _NEEDS_NUMPY_2 not in str(error):
+            raise
+        raise MissingPackageError(f"{what} cannot be used: {error}: {OLDER_PYARROW}") from error

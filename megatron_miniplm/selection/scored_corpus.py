@@ -192,7 +192,7 @@ class ScoredCorpus:
         )
 
     def _check_same_counts(
-        self, piece: Piece, found: dict[str, np.ndarray], one: str, other: str, compared_N: np.ndarray | np.bool
+        self, piece: Piece, found: dict[str, np.ndarray], one: str, other: str, compared_N: np.ndarray | np.bool_
     ) -> None:
         ours_N, theirs_N = found[one]["num_tokens"], found[other]["num_tokens"]
         differs_N = compared_N & (ours_N != theirs_N)

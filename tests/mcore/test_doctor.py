@@ -58,6 +58,19 @@ def test_what_works_with_each_megatron_is_said(
     assert "/data/megatron-lm" in megatron["found"]
 
 
+@pytest.mark.parametrize(
+    ("pyarrow", "numpy", "status"),
+    [("24.0.0", "1.26.4", "ok"), ("25.0.0", "1.26.4", "wrong"), ("26.0.1", "2.2.6", "ok"), (None, "2.2.6", "wrong")],
+)
+def test_a_pyarrow_that_needs_another_numpy_is_found(
+    monkeypatch: pytest.MonkeyPatch, pyarrow: str | None, numpy: str, status: str
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: {"pyarrow": pyarrow, "numpy": numpy}[name])
+    finding = doctor._pyarrow()
+    assert finding.status == status
+    assert ("pyarrow<25" in finding.remedy) == (pyarrow == "25.0.0")
+
+
 def test_the_unrelated_apex_of_the_package_index_is_recognised(tmp_path: Path) -> None:
     """NVIDIA's has `apex.multi_tensor_apply`; the web toolkit of that name has not."""
     (tmp_path / "apex").mkdir()

@@ -18,6 +18,7 @@ from megatron_miniplm.artifacts.regular_files import open_regular, require_at_mo
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import is_rust_error
 from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.errors import InputError, one_line
+from megatron_miniplm.runtime.requirements import missing_packages_are_user_errors
 
 if TYPE_CHECKING:
     import tokenizers
@@ -102,8 +103,9 @@ def load_directory(settings: TokenizerSettings) -> LoadedTokenizer:
         eos_token = _token_text(config.get("eos_token") or config.get("sep_token"))
         return LoadedTokenizer(tokenizer=tokenizer, eos_token=eos_token, versions={"tokenizers": version("tokenizers")})
     logger.info("%s is not a plain fast tokenizer: loading it through transformers, as Megatron does", directory)
+    with missing_packages_are_user_errors(f"the tokenizer in {directory}"):
+        built, eos_token, class_name = _load_through_transformers(directory, settings.special_tokens)
     versions = {name: version(name) for name in ("tokenizers", "transformers")}
-    built, eos_token, class_name = _load_through_transformers(directory, settings.special_tokens)
     changed_by = None
     if parts := _changed_parts(tokenizer, built):
         changed_by = (

@@ -1,6 +1,7 @@
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from megatron_miniplm.artifacts import digest_values
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import HARD_TEXTS, GigatokenEngine
 from megatron_miniplm.corpus.tokenization.settings import TextEncoder, TokenizerSettings
 from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder, make_encoder
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.errors import InputError, MissingPackageError
 
 TEXTS = st.lists(
     st.text(st.characters(exclude_categories=["Cs"]))
@@ -179,6 +180,7 @@ def test_a_tokenizer_whose_settings_change_it_is_loaded_through_transformers(
     encode_each: Callable, bpe_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A named token that tokenizer.json does not have is added by transformers, and so by Megatron."""
+    pytest.importorskip("transformers")
     shutil.copytree(bpe_dir, tmp_path / "copy")
     edit(tmp_path / "copy" / "tokenizer_config.json", eos_token="<|new|>")
     with caplog.at_level(logging.INFO):
@@ -342,12 +344,21 @@ def test_tokens_of_a_template_end_where_the_text_before_them_does(
     assert stops[-2:] == [2, 2]
 
 
+def test_a_tokenizer_that_only_transformers_can_load_asks_for_it(
+    bpe_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bpe_dir, tmp_path / "copy")
+    edit(tmp_path / "copy" / "tokenizer_config.json", eos_token="<|new|>")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingPackageError, match=r"copy needs transformers: pip install transformers$"):
+        load_encoder("HuggingFaceTokenizer", tmp_path / "copy", num_threads=1)
+
+
 def test_what_transformers_changes_is_followed_and_said(
     encode_each: Callable, bpe_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Byte-equal files give another tokenizer where a config.json names a model with a class of its own."""
-    import transformers
-
+    transformers = pytest.importorskip("transformers")
     shutil.copytree(bpe_dir, tmp_path / "qwen2")
     (tmp_path / "qwen2" / "config.json").write_text('{"model_type": "qwen2"}')
     with caplog.at_level(logging.WARNING):
@@ -363,6 +374,7 @@ def test_what_transformers_changes_is_followed_and_said(
 
 
 def test_special_tokens_are_added_as_megatron_adds_them(encode_each: Callable, bpe: TextEncoder, bpe_dir: Path) -> None:
+    pytest.importorskip("transformers")
     settings = TokenizerSettings(
         tokenizer_type="HuggingFaceTokenizer", tokenizer_model=bpe_dir, special_tokens=("<new>", "<|endoftext|>")
     )
