@@ -67,8 +67,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             )
         header = stream.read(header_bytes)
     entries = parse_json(header, where=path, what="safetensors header", remedy=AGAIN)
-    metadata = entries.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    metadata = entries.pop("__metadata__", None)
+    if metadata is not None and not _is_metadata(metadata):
         raise InputError(f"{path} is no safetensors file (expected __metadata__ to be an object of strings): {AGAIN}")
     places = {name: _entry(path, name, entry) for name, entry in entries.items()}
     stop = _check_ranges(path, {name: place for name, (_, place) in places.items()})
@@ -99,6 +99,10 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, 
     if tensor.num_bytes != place[1] - place[0]:
         raise refuse(f"{place[1] - place[0]:,} bytes, its shape and dtype make {tensor.num_bytes:,}")
     return tensor, (place[0], place[1])
+
+
+def _is_metadata(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
 def _is_sizes(value: Any) -> TypeGuard[list[int]]:
