@@ -76,8 +76,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             )
         header = stream.read(header_bytes)
     entries = parse_json(header, where=path, what="safetensors header", remedy=AGAIN)
-    metadata = entries.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    metadata = entries.pop("__metadata__", None)
+    if metadata is not None and not _is_metadata(metadata):
         raise InputError(f"{path} is no safetensors file (expected __metadata__ to be an object of strings): {AGAIN}")
     places = {name: _entry(path, name, entry) for name, entry in entries.items()}
     stop = _check_ranges(path, {name: place for name, (_, place) in places.items()})

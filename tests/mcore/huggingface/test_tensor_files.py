@@ -78,6 +78,7 @@ def test_what_a_header_says(tmp_path: Path) -> None:
         ({"a": tensor(0, 8, [2], {})}, 8, "dtype is '{}'"),
         ({"a": [0]}, 0, "its entry in the header is not an object"),
         ({"__metadata__": {"format": 1}}, 0, "expected __metadata__ to be an object of strings"),
+        ({"__metadata__": 0}, 0, "expected __metadata__ to be an object of strings"),
         ({"__metadata__": ["pt"]}, 0, "expected __metadata__ to be an object of strings"),
         ([], 0, "it holds an array, expected an object"),
         (b"[" * 100_000, 0, "nest"),
