@@ -52,7 +52,7 @@ define ALL_TESTS
 	wait $$jobs; status_of_jobs=$$?; cat build/jobs.log; exit $$((status | status_of_jobs))
 endef
 
-.PHONY: dist lower-bounds packaging fuzz mutations test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
+.PHONY: dist lower-bounds packaging fuzz chaos mutations test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
 
 test: $(READY) lint  ## everything, slow tests included, within the budget of costs
 	$(call ALL_TESTS,--costs)
@@ -73,6 +73,9 @@ fuzz: $(READY)  ## damaged files of every format; FUZZ_SECONDS of CPU time per t
 
 unit: $(READY)  ## everything that starts neither a whole job nor a cluster, slow tests included
 	$(BIN)/python -m pytest --ignore tests/contract --ignore tests/end_to_end --ignore tests/slurm --slowest 20
+
+chaos: $(READY)  ## 50 pairs at once, 20 kills and 20 full disks for every tool that writes; hours
+	MINIPLM_RACES=50 MINIPLM_CRASHES=20 $(BIN)/python -m pytest tests/end_to_end/test_interrupted_tools.py
 
 end-to-end: $(READY)
 	$(BIN)/python -m pytest tests/end_to_end --slowest 20

@@ -1,179 +1,246 @@
-"""Tools that write corpora: killed, on a full disk and two at once.
+"""Every tool that writes: killed, on a full disk, and two at once. `make chaos` does it many times.
 
-`MINIPLM_CRASH_POINTS=1000 pytest tests/end_to_end/test_interrupted_tools.py` tries every step of every tool, and
-many random starts of two at once.
+`MINIPLM_CRASHES=20` gives the number of kills and of full disks per tool, `MINIPLM_RACES=50` that of pairs.
 """
 
-import json
 import os
 import random
-import shutil
+import re
+import subprocess
 import time
-from multiprocessing.context import ForkServerContext
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
-from crash_points import Fault, Pause, finish, server, start
-from megatron_runs import directory_bytes
+from crash_points import Fault, RunningTool
+from writing_tools import TOOLS, Contents, WritingTool, new_directory, write_inputs, write_models
 
-from megatron_miniplm.cli import main
-
-NUM_POINTS = int(os.environ.get("MINIPLM_CRASH_POINTS", "2"))
-NULL = "--tokenizer-type NullTokenizer --workers 1"
-CORPORA = "--input ../given/a_text_document ../given/b_text_document"
-#: Run in a directory beside `given`; all write `out` there. With each, flags for the same output from something else.
-COMMANDS = {
-    "preprocess": (
-        f"preprocess-data --input ../given/text.jsonl --output-prefix out/c {NULL} --vocab-size 96 --on-bad-line skip "
-        "--json-keys text title",
-        "--vocab-size 97",
-    ),
-    "merge": (f"merge-datasets {CORPORA} --output-prefix out/c", "--input ../given/b_text_document"),
-    "blend": (f"merge-datasets {CORPORA} --as-data-args out", "--input ../given/b_text_document"),
-    "convert": (f"convert-tokenization {CORPORA} --output out --vocab-size 200 {NULL}", "--vocab-size 201"),
-    "materialize": (f"materialize {CORPORA} --output out", "--input ../given/b_text_document"),
-    "split": ("split-reference --input ../given/a_text_document --output out --reference-fraction 0.3", "--seed 7"),
-    "tokenizer": (
-        "train-tokenizer --input ../given/text.jsonl --json-keys title --vocab-size 280 --type bpe --output out",
-        "--vocab-size 290",
-    ),
-}
+CRASHES = os.environ.get("MINIPLM_CRASHES")
+RACES = os.environ.get("MINIPLM_RACES")
+#: What refuses a second writer, and what a finished output that cannot be replaced is refused with.
+IN_USE = re.compile(r"error: (\S+) (is being written by another process|was made by another process meanwhile)")
+IS_THERE = re.compile(
+    r"error: (\S+) .*(made from other|other inputs|holds something else|another|exists already|already)"
+)
 
 
-@pytest.fixture(scope="module")
-def context() -> ForkServerContext:
-    return server()
+@dataclass(frozen=True, kw_only=True)
+class Undisturbed:
+    """What one run writes that nothing happens to, in how many steps, and how long that takes."""
+
+    contents: Contents
+    num_steps: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One tool, and a place to run it."""
+
+    name: str
+    tool: WritingTool
+    work_dir: Path
+    undisturbed: Undisturbed
+
+    def choices(self, test: str) -> random.Random:
+        """The same in every run of the tests."""
+        return random.Random(f"{self.name} {test}")
+
+    def num_tries(self, asked: str | None, default: int) -> int:
+        """Few in the suite, and fewer of what takes long."""
+        return int(asked) if asked else (1 if self.tool.is_megatron else default)
+
+    def require_finished(self, directory: Path, what: str) -> None:
+        """Run the command where another has ended somehow: the output is then that of an undisturbed run."""
+        tool = RunningTool.run(self.tool.argv(), directory)
+        if not (self.tool.refuses_finished and tool.code == 2 and IS_THERE.search(tool.printed)):
+            assert tool.code == 0, f"{what}: {tool.printed[-3000:]}"
+        self.require_whole(directory, what)
+
+    def require_whole(self, directory: Path, what: str) -> None:
+        assert self.tool.contents(directory / "out") == self.undisturbed.contents, what
+        assert self.tool.leftovers(directory) == [], what
+        assert self.tool.faults(directory) == "", what
+
+
+_undisturbed: dict[str, Undisturbed] = {}
 
 
 @pytest.fixture(scope="module")
 def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With `given/`: a text, and two corpora of it."""
     directory = tmp_path_factory.mktemp("interrupted")
-    (directory / "given").mkdir()
-    choose = random.Random(0)
-    with open(directory / "given" / "text.jsonl", "w") as stream:
-        for _ in range(300):
-            text = " ".join(str(choose.randrange(90)) for _ in range(choose.randrange(1, 20)))
-            stream.write(json.dumps({"text": text, "title": "1 2", "domain": choose.choice("xy")}) + "\n")
-        stream.write('{"title": "no text"}\n')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(directory / "given")
-        domain = {"a": [], "b": ["--domain-key", "domain"]}
-        for name in domain:
-            flags = ["--input", "text.jsonl", "--output-prefix", name, "--vocab-size", "96", "--on-bad-line", "skip"]
-            assert main(["preprocess-data", *flags, *NULL.split(), *domain[name]]) == 0
+    write_inputs(directory)
+    write_models(directory)
     return directory
 
 
-@pytest.fixture(params=COMMANDS)
-def tool(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-_undisturbed: dict[str, tuple[dict[str, bytes], int]] = {}
+@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] * TOOLS[n].is_megatron) for n in TOOLS])
+def scene(request: pytest.FixtureRequest, work_dir: Path) -> Scene:
+    name, tool = request.param, TOOLS[request.param]
+    if name not in _undisturbed:
+        directory = new_directory(work_dir)
+        started = time.monotonic()
+        run = RunningTool.run(tool.argv(), directory)
+        seconds = time.monotonic() - started
+        assert run.code == 0, run.printed[-3000:]
+        assert tool.faults(directory) == ""
+        contents = tool.contents(directory / "out")
+        _undisturbed[name] = Undisturbed(contents=contents, num_steps=run.num_steps, seconds=seconds)
+    return Scene(name=name, tool=tool, work_dir=work_dir, undisturbed=_undisturbed[name])
 
 
 @pytest.fixture
-def undisturbed(context: ForkServerContext, work_dir: Path, tool: str) -> tuple[dict[str, bytes], int]:
-    """What the tool writes, and in how many steps; made once a tool."""
-    if tool not in _undisturbed:
-        directory = new_directory(work_dir)
-        assert finish(start(context, command(tool), directory)) == 0, log_of(directory)
-        _undisturbed[tool] = directory_bytes(directory / "out"), int(log_of(directory, "steps"))
-    return _undisturbed[tool]
+def outcomes(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Iterator[Counter[str]]:
+    """How tries have ended; printed where many were asked for."""
+    counts: Counter[str] = Counter()
+    yield counts
+    if CRASHES or RACES:
+        with capsys.disabled():
+            print(f"\n{request.node.name}: {dict(counts)}")
 
 
-def command(tool: str, *, other: bool = False) -> list[str]:
-    flags, further = COMMANDS[tool]
-    return [*flags.split(), *(further.split() if other else [])]
+def test_a_killed_run_is_finished_by_the_same_command(scene: Scene, outcomes: Counter[str]) -> None:
+    """Kills before a step of the file system, and at any time, in turn."""
+    choose = scene.choices("kill")
+    for number in range(scene.num_tries(CRASHES, 2)):
+        directory = new_directory(scene.work_dir)
+        if number % 2:
+            at = choose.randrange(scene.undisturbed.num_steps)
+            killed = RunningTool.run(scene.tool.argv(), directory, Fault(step=at)).code == -9
+            what = f"killed before step {at}"
+            assert killed or scene.tool.is_megatron, what  # whose threads do not always take the same steps
+        else:
+            seconds = choose.uniform(0, scene.undisturbed.seconds)
+            killed = RunningTool(scene.tool.argv(), directory).kill_after(seconds)
+            what = f"killed after {seconds:.3f} s"
+        outcomes["killed" if killed else "had finished"] += 1
+        scene.require_finished(directory, what)
+        outcomes["then finished"] += 1
 
 
-def new_directory(work_dir: Path) -> Path:
-    """Always of one name: blends hold absolute paths."""
-    directory = work_dir / "run"
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    return directory
+def test_a_full_disk_is_one_line_and_no_obstacle(scene: Scene, outcomes: Counter[str]) -> None:
+    """Calls that fail with ENOSPC from some step on, files that cannot grow, and small file systems, in turn."""
+    choose = scene.choices("full disk")
+    largest = max(map(len, scene.undisturbed.contents.values()))
+    total = sum(map(len, scene.undisturbed.contents.values()))
+    for number in range(scene.num_tries(CRASHES, 2)):
+        directory = new_directory(scene.work_dir)
+        kind = number % (3 if can_mount(directory) else 2)
+        if kind == 0:
+            max_file_bytes = choose.randrange(largest)
+            what = f"no file beyond {max_file_bytes} bytes"
+            tool = RunningTool.run(scene.tool.argv(), directory, Fault(max_file_bytes=max_file_bytes))
+            scene_outcome = require_one_line(tool, what)
+            scene.require_finished(directory, what)
+        elif kind == 1:
+            at = choose.randrange(scene.undisturbed.num_steps)
+            what = f"no space from step {at} on"
+            tool = RunningTool.run(scene.tool.argv(), directory, Fault(step=at, action="fail"))
+            scene_outcome = require_one_line(tool, what)
+            scene.require_finished(directory, what)
+        else:
+            num_bytes = choose.randrange(4096, total + 40_000)
+            what = f"a file system of {num_bytes} bytes"
+            with small_file_system(directory, num_bytes) as grow:
+                tool = RunningTool.run(scene.tool.argv(), directory)
+                scene_outcome = require_one_line(tool, what)
+                grow()
+                scene.require_finished(directory, what)
+        outcomes[scene_outcome] += 1
+        outcomes["then finished"] += 1
 
 
-def points(num_steps: int) -> list[int]:
-    """Some of the steps, evenly spaced from the first; all if as many are asked for."""
-    return sorted({index * num_steps // NUM_POINTS for index in range(NUM_POINTS)})
+def require_one_line(tool: RunningTool, what: str) -> str:
+    assert tool.code in (0, 2), f"{what}: {tool.printed[-3000:]}"
+    assert "Traceback" not in tool.printed, f"{what}: {tool.printed[-3000:]}"
+    if tool.code == 0:
+        return "had space"
+    assert tool.printed.rstrip().splitlines()[-1].startswith("error: "), f"{what}: {tool.printed[-3000:]}"
+    return "refused in one line"
 
 
-def log_of(directory: Path, name: str = "log") -> str:
-    return (directory / name).read_text()
-
-
-@pytest.mark.parametrize("action", ["kill", "fail"])
-def test_the_same_command_then_writes_what_it_would_have_written(
-    context: ForkServerContext, work_dir: Path, tool: str, undisturbed: tuple[dict[str, bytes], int], action: str
-) -> None:
-    expected, num_steps = undisturbed
-    for step in points(num_steps):
-        directory = new_directory(work_dir)
-        code = finish(start(context, command(tool), directory, Fault(step=step, action=action)))
-        if action == "kill":
-            assert code == -9
-        elif code != 0:  # the last steps of some need no space
-            assert code == 2, log_of(directory)
-            assert log_of(directory).rstrip().splitlines()[-1].startswith("error: ")
-            assert "Traceback" not in log_of(directory)
-        assert finish(start(context, command(tool), directory)) == 0, (step, log_of(directory))
-        assert directory_bytes(directory / "out") == expected, step
-        assert list((directory / "out").rglob(".*")) == [], step
-
-
-def test_a_disk_that_fills_up_is_one_line_and_no_obstacle(
-    context: ForkServerContext, work_dir: Path, tool: str, undisturbed: tuple[dict[str, bytes], int]
-) -> None:
-    expected, _ = undisturbed
-    largest = max(map(len, expected.values()))
-    for max_file_bytes in (10, largest // 2, largest - 1)[:NUM_POINTS]:
-        directory = new_directory(work_dir)
-        code = finish(start(context, command(tool), directory, Fault(max_file_bytes=max_file_bytes)))
-        assert code in (2, 0), log_of(directory)
-        if code == 2:
-            assert log_of(directory).rstrip().splitlines()[-1].startswith("error: "), log_of(directory)
-        assert finish(start(context, command(tool), directory)) == 0, log_of(directory)
-        assert directory_bytes(directory / "out") == expected
-        assert list((directory / "out").rglob(".*")) == []
+def test_two_at_once_give_one_result(scene: Scene, outcomes: Counter[str]) -> None:
+    choose = scene.choices("race")
+    for _ in range(scene.num_tries(RACES, 2)):
+        directory = new_directory(scene.work_dir)
+        first = RunningTool(scene.tool.argv(), directory)
+        seconds = choose.uniform(0, scene.undisturbed.seconds)
+        what = f"the second started {seconds:.3f} s after the first"
+        first.wait(seconds)
+        second = RunningTool(scene.tool.argv(), directory, log="late")
+        codes = [first.finish(), second.finish()]
+        assert 0 in codes, f"{what}: {first.printed[-2000:]} {second.printed[-2000:]}"
+        for tool, code in zip((first, second), codes, strict=True):
+            if code == 0:
+                continue
+            found = IN_USE.search(tool.printed)
+            if not found and scene.tool.refuses_finished:
+                found = IS_THERE.search(tool.printed)
+            assert code == 2, f"{what}: {tool.printed[-3000:]}"
+            assert found, f"{what}: {tool.printed[-3000:]}"
+            assert found.group(1).startswith("out"), f"{what}: {tool.printed[-3000:]}"
+        outcomes["equal" if codes == [0, 0] else "one refused"] += 1
+        scene.require_whole(directory, what)
+        outcomes["intact"] += 1
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["equal", "other"])
-def test_who_comes_while_another_writes_is_refused(
-    context: ForkServerContext, work_dir: Path, tool: str, undisturbed: tuple[dict[str, bytes], int], other: bool
-) -> None:
-    expected, num_steps = undisturbed
-    for step in points(num_steps):
-        directory = new_directory(work_dir)
-        pause = Pause(reached=context.Event(), resume=context.Event())
-        first = start(context, command(tool), directory, Fault(step=step, action="wait"), pause)
-        assert pause.reached.wait(120)
-        late = finish(start(context, command(tool, other=other), directory, log="late"))
-        pause.resume.set()
-        assert finish(first) == 0, log_of(directory)
-        said = log_of(directory, "late")
-        if "is being written by another process: wait for it, or stop it" in said:
-            assert late == 2, said
-        else:  # the first had finished, but for the removal of its temporary files, or one of its prefixes
-            assert step > 0, said
-            assert "other inputs" in said if other else late == 0, said
-        assert directory_bytes(directory / "out") == expected
-        assert list((directory / "out").rglob(".*")) == []
+def test_who_comes_while_another_writes_is_refused(scene: Scene, other: bool, outcomes: Counter[str]) -> None:
+    """The first is stopped before some step, and goes on once the second has given up."""
+    tool = scene.tool
+    if tool.is_megatron and not RACES:
+        pytest.skip("make chaos")
+    if other and not tool.other:
+        pytest.skip("any content may be replaced")
+    choose = scene.choices(f"pause {other}")
+    for _ in range(scene.num_tries(CRASHES, 1)):
+        directory = new_directory(scene.work_dir)
+        step = choose.randrange(scene.undisturbed.num_steps)
+        what = f"stopped before step {step}"
+        first = RunningTool(tool.argv(), directory, Fault(step=step, action="wait"))
+        assert first.wait_for_pause() or tool.is_megatron, f"{what}: {first.printed}"
+        late = RunningTool.run(tool.argv(other=other), directory, log="late")
+        first.resume()
+        assert first.finish() == 0, f"{what}: {first.printed[-3000:]}"
+        if IN_USE.search(late.printed):
+            assert late.code == 2
+            outcomes["refused"] += 1
+        elif other and not tool.replaces:  # the first had finished, but for its temporary files, or has begun a store
+            assert late.code == 2, f"{what}: {late.printed[-3000:]}"
+            assert IS_THERE.search(late.printed), f"{what}: {late.printed[-3000:]}"
+            outcomes["other content refused"] += 1
+        elif tool.refuses_finished and late.code == 2:
+            assert IS_THERE.search(late.printed), f"{what}: {late.printed[-3000:]}"
+            outcomes["refused"] += 1
+        else:
+            assert late.code == 0, f"{what}: {late.printed[-3000:]}"
+            outcomes["equal"] += 1
+        if not (other and tool.replaces):
+            scene.require_whole(directory, what)
 
 
-def test_two_that_start_at_any_time_give_one_result(
-    context: ForkServerContext, work_dir: Path, tool: str, undisturbed: tuple[dict[str, bytes], int]
-) -> None:
-    expected, _ = undisturbed
-    choose = random.Random(tool)
-    for _ in range(max(1, NUM_POINTS // 3)):
-        directory = new_directory(work_dir)
-        first = start(context, command(tool), directory)
-        time.sleep(choose.uniform(0, 0.1))
-        second = start(context, command(tool), directory, log="late")
-        codes = {finish(first), finish(second)}
-        assert codes <= {0, 2}
-        assert 0 in codes
-        assert directory_bytes(directory / "out") == expected
+@cache
+def can_mount(directory: Path) -> bool:
+    """Whether this user may mount file systems: root outside most containers."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "none", str(directory)], capture_output=True).returncode == 0
+    if mounted:
+        subprocess.run(["umount", str(directory)], check=True)
+    return mounted
+
+
+@contextmanager
+def small_file_system(directory: Path, num_bytes: int) -> Iterator[Callable[[], None]]:
+    """Make a directory a file system of so many bytes; yields what gives it room."""
+
+    def mount(options: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(directory)], check=True)
+
+    mount(f"size={num_bytes}")
+    try:
+        yield lambda: mount("remount,size=64m")
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)

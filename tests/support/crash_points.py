@@ -1,42 +1,27 @@
 """Tools in forked processes that end, fail or wait at a chosen step of what they do to the file system.
 
 A step is a call of `os.fsync`, `os.replace`, `os.unlink` or `os.rename`: between two of them nothing changes that
-another process, or the next run, could see. The processes are forked from a server that has imported everything, so
-that one costs milliseconds.
+another process, or the next run, could see. The processes are forked from the rank server, which has imported
+everything, Megatron too.
 """
 
 import contextlib
 import errno
 import io
-import multiprocessing
+import json
 import os
 import resource
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext, ForkServerProcess
-from multiprocessing.synchronize import Event
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 _STEPS = ("fsync", "replace", "unlink", "rename")
-_PRELOADED = [
-    "crash_points",
-    "megatron_miniplm.cli",
-    "megatron_miniplm.commands.preprocess_data",
-    "megatron_miniplm.commands.merge_datasets",
-    "megatron_miniplm.commands.convert_tokenization",
-    "megatron_miniplm.commands.split_reference",
-    "megatron_miniplm.commands.materialize",
-    "megatron_miniplm.commands.train_tokenizer",
-    "megatron_miniplm.corpus.retokenization.convert",
-    "megatron_miniplm.corpus.tokenizer_training",
-    "megatron_miniplm.corpus.tokenization.huggingface_encoder",
-    "megatron_miniplm.indexed.materialize",
-    "megatron_miniplm.selection.split",
-    "tokenizers",
-    "pandas",  # which pyarrow imports where it is installed
-]
+_PAUSED = "paused\n"
+_TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +30,8 @@ class Fault:
 
     Attributes:
         action: `kill` as SIGKILL does, `fail` with ENOSPC there and at all later steps that need space, `wait` for
-            `Pause.resume`.
-        max_file_bytes: where given, files cannot grow larger, as on a disk that is nearly full; there is no step then.
+            `RunningTool.resume`.
+        max_file_bytes: if given, no file can grow larger, as on a disk that is nearly full; there is no step then.
     """
 
     step: int = -1
@@ -54,78 +39,134 @@ class Fault:
     max_file_bytes: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pause:
-    """Of a process that waits: it has got to the step, and may go on."""
-
-    reached: Event
-    resume: Event
+NO_FAULT = Fault()
 
 
-def server() -> ForkServerContext:
-    """A context whose processes are forked from one that has imported the tools."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    return context
+class RunningTool:
+    """A tool that runs in `directory`, and beside it leaves what it prints in a log, and its number of steps.
+
+    Args:
+        argv: command and flags of `miniplm`.
+        log: name of the log, for two tools in one directory.
+    """
+
+    def __init__(self, argv: list[str], directory: Path, fault: Fault = NO_FAULT, *, log: str = "log") -> None:
+        from megatron_runs import environment
+        from rank_server import rank_server
+
+        self._log, self._steps, self._resume = (directory.with_name(name) for name in (log, "steps", "resume"))
+        self._log.unlink(missing_ok=True)
+        if fault.action == "wait":
+            self._resume.unlink(missing_ok=True)
+            os.mkfifo(self._resume)
+        places = [str(path) for path in (directory, self._log, self._steps, self._resume)]
+        command = [sys.executable, __file__, json.dumps([argv, asdict(fault), *places])]
+        self._process = rank_server().start(
+            command, environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    @classmethod
+    def run(cls, argv: list[str], directory: Path, fault: Fault = NO_FAULT, *, log: str = "log") -> "RunningTool":
+        """Run a tool to its end."""
+        tool = cls(argv, directory, fault, log=log)
+        tool.finish()
+        return tool
+
+    def finish(self) -> int:
+        """Wait for the end; the exit code, -9 if it was killed."""
+        with self._process as process:
+            return process.wait(_TIMEOUT_SECONDS)
+
+    @property
+    def code(self) -> int:
+        """The exit code, once it has finished."""
+        assert self._process.returncode is not None
+        return self._process.returncode
+
+    @property
+    def printed(self) -> str:
+        """What it has printed; nothing if it was killed."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    @property
+    def num_steps(self) -> int:
+        return int(self._steps.read_text())
+
+    def wait_for_pause(self) -> bool:
+        """Wait until it has got to the step of `wait`; False if it has ended without."""
+        assert self._process.stdout is not None
+        return bool(self._process.stdout.readline() == _PAUSED)
+
+    def resume(self) -> None:
+        self._resume.write_text("")
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the end, but not longer."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
+    def kill_after(self, seconds: float) -> bool:
+        """SIGKILL after some time; False if it had ended before."""
+        self.wait(seconds)
+        self._process.kill()
+        return self.finish() == -signal.SIGKILL
 
 
-def start(
-    context: ForkServerContext,
-    argv: list[str],
-    directory: Path,
-    fault: Fault | None = None,
-    pause: Pause | None = None,
-    log: str = "log",
-) -> ForkServerProcess:
-    """Start a tool in a directory, where it leaves its output in the log and its number of steps in `steps`."""
-    process = context.Process(target=_run, args=(argv, directory, fault, pause, log))
-    process.start()
-    return process
-
-
-def finish(process: ForkServerProcess, seconds: float = 120) -> int:
-    """The exit code of a process; -9 if it was killed."""
-    process.join(seconds)
-    assert process.exitcode is not None, "it still runs"
-    return process.exitcode
-
-
-def _run(argv: list[str], directory: Path, fault: Fault | None, pause: Pause | None, log: str) -> None:
+def _run_here(argv: list[str], fault: Fault, directory: str, log: str, steps_path: str, resume: str) -> None:
+    """In the forked process."""
     os.chdir(directory)
     stream = io.StringIO()  # a file would be limited, too
-    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-        if fault is not None and fault.max_file_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (fault.max_file_bytes, resource.RLIM_INFINITY))
-        steps = _Steps(fault, pause)
-        for name in _STEPS:
-            setattr(os, name, steps.counted(name, getattr(os, name)))
-        from megatron_miniplm.cli import main
+    code, steps = 1, _Steps(fault, resume)
+    try:
+        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream), _limited(fault.max_file_bytes):
+            for name in _STEPS:
+                setattr(os, name, steps.counted(name, getattr(os, name)))
+            from megatron_miniplm.cli import main
 
-        code = main(argv)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    Path("steps").write_text(str(steps.num_done))
+            code = main(argv)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc(file=stream)
+    Path(steps_path).write_text(str(steps.num_done))
     Path(log).write_text(stream.getvalue())
     os._exit(code)
 
 
+@contextlib.contextmanager
+def _limited(max_file_bytes: int | None) -> Iterator[None]:
+    if max_file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
 class _Steps:
-    def __init__(self, fault: Fault | None, pause: Pause | None) -> None:
+    def __init__(self, fault: Fault, resume: str) -> None:
         self.num_done = 0
         self._fault = fault
-        self._pause = pause
+        self._resume = resume
 
     def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any, **kwargs: Any) -> Any:
             fault, at = self._fault, self.num_done
             self.num_done += 1
-            if fault is not None and at == fault.step and fault.action == "kill":
+            if at == fault.step and fault.action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if fault is not None and at == fault.step and fault.action == "wait":
-                assert self._pause is not None
-                self._pause.reached.set()
-                assert self._pause.resume.wait(120)
-            if fault is not None and 0 <= fault.step <= at and fault.action == "fail" and name != "unlink":
+            if at == fault.step and fault.action == "wait":
+                os.write(_OUTPUT, _PAUSED.encode())
+                Path(self._resume).read_text()
+            if 0 <= fault.step <= at and fault.action == "fail" and name != "unlink":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return function(*args, **kwargs)
 
         return step
+
+
+_OUTPUT = 1  # the descriptor that `RunningTool` reads
+
+if __name__ == "__main__":
+    given_argv, given_fault, *places = json.loads(sys.argv[1])
+    _run_here(given_argv, Fault(**given_fault), *places)

@@ -299,8 +299,9 @@ def serve(path: str) -> None:
 
 
 def _fork_launcher(listener: socket.socket, connection: socket.socket) -> None:
-    num_threads = len(os.listdir("/proc/self/task"))
-    assert num_threads == 1, f"{num_threads} threads: a fork would lose all but one"
+    from megatron_miniplm.runtime.processes import can_fork
+
+    assert can_fork(), f"{len(os.listdir('/proc/self/task'))} threads: a fork would lose all but one"
     if os.fork():
         connection.close()
         return
@@ -544,9 +545,13 @@ def main() -> None:
 
     # Maps Megatron to the CPU before any of it is imported. A program checks the release again, for what it supports.
     program.prepare(versions.PLUG_IN)
+    import matplotlib.figure  # noqa: F401
     import megatron.core.inference.engines
     import megatron.training.training  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import sentencepiece  # noqa: F401
     import tensorboard.summary  # noqa: F401
+    import tokenizers  # noqa: F401
     import torch.distributed.checkpoint  # noqa: F401
     import transformers  # noqa: F401
 

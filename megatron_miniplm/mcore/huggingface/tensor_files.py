@@ -54,6 +54,10 @@ class StoredTensor:
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
+def _is_metadata(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a file, by name.
 
