@@ -179,7 +179,9 @@ def template(name: str) -> jinja2.Template:
 
 def render_page(title: str, **found: Any) -> str:
     """Fill in the template of the page."""
-    style, script = ((Path(__file__).parent / "templates" / name).read_text() for name in ("report.css", "report.js"))
+    style, script = (
+        (Path(__file__).parent / "templates" / name).read_text("utf-8") for name in ("report.css", "report.js")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = template("report.html").render(
         title=title, style=Markup(style), script=Markup(script), script_digest=digest, **found
