@@ -1,7 +1,7 @@
 """The model behind simulate_scale.py: replicas that claim blocks, a file server, stragglers, nodes that fail.
 
 Every replica claims a block, works, publishes, and claims the next. A node that fails ends its whole job (torch's
-process groups do not outlive a member): blocks in hand are lost and free again when their heartbeats are stale, and the
+process groups do not outlive a member): blocks in hand are lost and free again when their leases have expired, and the
 job comes back after a while. The file server is one queue. What a step costs it is what strace counted of the real
 code (`CallCosts`); the calls of one step go one after the other, a round trip each. Blocks differ by a log-normal
 factor of mean 1. Equal seeds give equal results.
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STALE_SECONDS = 60.0
-HEARTBEAT_SECONDS = 10.0
+EXPIRY_SECONDS = 60.0
+RENEW_SECONDS = 10.0
 _READY, _PUBLISH, _FAIL, _RESTART = range(4)
 
 
@@ -28,7 +28,6 @@ class Settings:
         num_blocks: of a corpus that does not grow.
         block_spread: standard deviation of the logarithm of a block's work.
         failures_per_hour: of 100 nodes.
-        hand_out: `own`, every replica tries blocks in its own order; `first`, all take the first free one.
     """
 
     num_ranks: int
@@ -45,7 +44,6 @@ class Settings:
     restart_seconds: float = 180.0
     server_ops: float = 20_000.0
     round_trip_seconds: float = 0.0005
-    hand_out: str = "own"
     seed: int = 0
 
     @property
@@ -86,34 +84,28 @@ class Outcome:
 
 
 class CallCosts:
-    """System calls of each step, counted with strace with 8 to 1,024 living owners; seconds of a client's processor."""
+    """System calls of each step, counted with strace beside 8 and 1,024 processes; seconds of a client's processor."""
 
-    PUBLISH_AND_RELEASE = 26
-    CLAIM = 10  # and one listing of the claims
-    FIRST_CLAIM = 13  # of the former hand-out; two listings, and one heartbeat of every owner
-    CLAIMS_A_READ, BLOCKS_A_READ = 819, 1024  # names in one answer of getdents64
-    LISTING = 3
-    LOOK, FIRST_LOOK = 1, 7  # at a heartbeat; the first time its owner's record is read too
-    MAX_LOOKS = 16
-    LOST_LINK = 4
-    SECONDS_PER_OWNER = 4e-6  # one listing: its heartbeat and its claim
-    SECONDS_PER_LOOK = 1.5e-5
-    SECONDS_PER_BLOCK = 2.2e-6
+    PUBLISH_AND_RELEASE = 23
+    CLAIM = 3
+    RENEWAL = 2
+    LOOK = 8  # at a block that another works on
+    MAX_LOOKS = 8
+    LISTING = 4
+    LEASES_A_READ, BLOCKS_A_READ = 819, 1024  # names in one answer of getdents64
+    SECONDS_PER_LOOK = 3e-4
+    SECONDS_PER_BLOCK = 2.2e-6  # of a listing
 
     @classmethod
-    def claims_listing(cls, num_owners: int) -> int:
-        return 1 + -(-2 * num_owners // cls.CLAIMS_A_READ)
-
-    @classmethod
-    def blocks_listing(cls, num_published: int) -> int:
-        return cls.LISTING + 1 + -(-num_published // cls.BLOCKS_A_READ)
+    def listing(cls, num_names: int, names_a_read: int) -> int:
+        return cls.LISTING + -(-num_names // names_a_read)
 
 
 class Server:
-    """A queue: so many calls a second, beside the heartbeats, which are always there."""
+    """A queue: so many calls a second, beside the renewals of leases, which are always there."""
 
     def __init__(self, settings: Settings) -> None:
-        self._seconds_per_op = 1 / (settings.server_ops - settings.num_replicas / HEARTBEAT_SECONDS)
+        self._seconds_per_op = 1 / (settings.server_ops - CallCosts.RENEWAL * settings.num_replicas / RENEW_SECONDS)
         self._round_trip_seconds = settings.round_trip_seconds
         self._free_at = 0.0
         self.num_ops = 0
@@ -142,7 +134,6 @@ class Replica:
         self.began_at = 0.0
         self.num_known = 0  # blocks on its list that it does not know to be published
         self.num_misses_left = 0
-        self.is_new = True
 
 
 class Simulation:
@@ -224,7 +215,7 @@ class Simulation:
                 self._num_redone += 1
                 self._num_in_hand -= 1
                 self._lost_work += min(max(0.0, now - replica.began_at) * replica.speed, replica.block)
-                heapq.heappush(self._lost, (now + STALE_SECONDS, replica.block))
+                heapq.heappush(self._lost, (now + EXPIRY_SECONDS, replica.block))
             replica.restart()
         heapq.heappush(self._events, (now + self.settings.restart_seconds, -1 - job, self._epochs[job], _RESTART))
 
@@ -240,14 +231,13 @@ class Simulation:
                 return
             num_ops = CallCosts.PUBLISH_AND_RELEASE
         is_free = self._num_begun < len(self._blocks) or bool(self._lost and self._lost[0][0] <= now)
-        ask = self._ask_own if self.settings.hand_out == "own" else self._ask_first
-        claim_ops, client_seconds = ask(replica, is_free)
+        claim_ops, client_seconds = self._ask(replica, is_free)
         done_at = self._server.call(now, num_ops + claim_ops, client_seconds)
         epoch = self._epochs[replica.job]
         if not is_free:
             self._first_idle_at = min(self._first_idle_at, now)
-            pause = min(len(self._replicas) / 100, 30.0) if self.settings.hand_out == "own" else 0.0
-            heapq.heappush(self._events, (done_at + max(1.0, pause), number, epoch, _READY))
+            pause_seconds = min(max(1.0, len(self._replicas) / 100), 30.0)
+            heapq.heappush(self._events, (done_at + pause_seconds, number, epoch, _READY))
             return
         if self._lost and self._lost[0][0] <= now:
             replica.block = heapq.heappop(self._lost)[1]
@@ -262,15 +252,15 @@ class Simulation:
         self._max_wait_seconds = max(self._max_wait_seconds, done_at - now)
         heapq.heappush(self._events, (done_at + replica.block / replica.speed, number, epoch, _PUBLISH))
 
-    def _ask_own(self, replica: Replica, is_free: bool) -> tuple[int, float]:
-        """Calls and seconds of a claim where every replica has an order of its own (`scoring.dispatch.Pending`)."""
+    def _ask(self, replica: Replica, is_free: bool) -> tuple[int, float]:
+        """Calls and seconds of one `BlockQueue.take`."""
         num_missing = len(self._blocks) - self._num_published
         num_ops, seconds = 0, 0.0
         num_misses = max(0, replica.num_known - num_missing)
         if is_free and num_misses:
-            num_misses = int(math.log(1 - self._random()) / math.log(1 - num_missing / replica.num_known))
+            num_misses = self._num_before(num_missing / replica.num_known)
         if replica.num_misses_left <= num_misses:
-            num_ops += max(0, replica.num_misses_left) + CallCosts.blocks_listing(self._num_published)
+            num_ops += max(0, replica.num_misses_left) + CallCosts.listing(self._num_published, CallCosts.BLOCKS_A_READ)
             seconds += self._num_published * CallCosts.SECONDS_PER_BLOCK
             self._num_listings += 1
             replica.num_known = num_missing
@@ -278,32 +268,17 @@ class Simulation:
             num_misses = 0
         replica.num_known -= num_misses
         replica.num_misses_left -= num_misses
-        num_owners = len(self._replicas)
-        num_claims_listings = 1
-        if not is_free or self._random() < self._num_in_hand / num_missing:  # somebody is met
-            num_looks = min(self._num_in_hand, CallCosts.MAX_LOOKS if not is_free else 1)
-            num_ops += CallCosts.LOST_LINK + num_looks * CallCosts.FIRST_LOOK
-            num_claims_listings += is_free
-            seconds += num_looks * CallCosts.SECONDS_PER_LOOK
-        num_ops += CallCosts.CLAIM + num_misses + num_claims_listings * CallCosts.claims_listing(num_owners)
-        return num_ops, seconds + num_claims_listings * num_owners * CallCosts.SECONDS_PER_OWNER
+        num_held = min(self._num_in_hand, CallCosts.MAX_LOOKS)
+        if is_free:
+            num_held = min(num_held, self._num_before(1 - self._num_in_hand / num_missing))
+        if num_held == CallCosts.MAX_LOOKS or not is_free:
+            num_ops += CallCosts.listing(2 * len(self._replicas), CallCosts.LEASES_A_READ)
+        num_ops += num_misses + num_held * CallCosts.LOOK + is_free * CallCosts.CLAIM
+        return num_ops, seconds + num_held * CallCosts.SECONDS_PER_LOOK
 
-    def _ask_first(self, replica: Replica, is_free: bool) -> tuple[int, float]:
-        """As it was: a listing of the blocks older than 30 s is renewed, and every held block's owner is looked at.
-
-        Races for the same block are left out, in favour of this way.
-        """
-        num_owners = len(self._replicas)
-        num_tries = 1 if is_free else 2  # who finds nothing lists the blocks anew and tries again
-        look = CallCosts.FIRST_LOOK if replica.is_new else CallCosts.LOOK
-        replica.is_new = False
-        self._num_listings += 1
-        claim = CallCosts.FIRST_CLAIM + 2 * CallCosts.claims_listing(num_owners) + look * self._num_in_hand
-        seconds = 2 * num_owners * CallCosts.SECONDS_PER_OWNER + self._num_in_hand * CallCosts.SECONDS_PER_LOOK
-        return (
-            num_tries * claim + CallCosts.blocks_listing(self._num_published),
-            num_tries * seconds + self._num_published * CallCosts.SECONDS_PER_BLOCK,
-        )
+    def _num_before(self, chance: float) -> int:
+        """How many blocks come up before the first that is wanted, each of which is so by this chance."""
+        return int(math.log(1 - self._random()) / math.log(1 - chance)) if chance < 1 else 0
 
     def _random(self) -> float:
         number = next(self._uniform, None)
@@ -314,7 +289,7 @@ class Simulation:
 
     def _outcome(self, end: float) -> Outcome:
         possible = self._capacity * end
-        heartbeats = end * len(self._replicas) / HEARTBEAT_SECONDS
+        renewal_ops = CallCosts.RENEWAL * end * len(self._replicas) / RENEW_SECONDS
         return Outcome(
             num_ranks=self.settings.num_ranks,
             num_blocks=len(self._blocks),
@@ -326,7 +301,7 @@ class Simulation:
             wait_seconds=self._wait_seconds / self._num_claims,
             max_wait_seconds=self._max_wait_seconds,
             tail_seconds=max(0.0, end - self._first_idle_at),
-            server_ops_per_second=(self._server.num_ops + heartbeats) / end,
+            server_ops_per_second=(self._server.num_ops + renewal_ops) / end,
             server_busy_fraction=min(1.0, self._server.busy_seconds / end),
             listings_per_replica=self._num_listings / len(self._replicas),
             claim_ops=self._num_claim_ops / self._num_claims,

@@ -23,7 +23,7 @@ import numpy as np
 from report import Section, Target, machine_markdown
 
 from megatron_miniplm.artifacts.atomic import write_text
-from megatron_miniplm.artifacts.claims import Claims
+from megatron_miniplm.artifacts.leases import Leases
 from megatron_miniplm.artifacts.manifest import ArtifactInput
 from megatron_miniplm.artifacts.score_blocks import SCORE_DTYPE, encode_block
 from megatron_miniplm.artifacts.scores import ScoreStore
@@ -106,20 +106,11 @@ def measure(directory: Path, num_sequences: int) -> tuple[dict[str, float], Scor
     assert int(scores["num_tokens"].sum(dtype=np.int64)) == 1000 * num_sequences
     del scores
     assert timed("full verification", store.verify) == {}
-    with Claims(directory / "elsewhere") as one, Claims(directory / "elsewhere") as other:
-        missing = range(store.plan.num_blocks)
-        num_held = min(4000, len(missing) - 1)
-        assert len(one.next_blocks(missing, num_held, is_done=store_is_empty).blocks) == num_held
-        handout = timed(
-            f"claim a block beside {num_held:,} of others",
-            lambda: other.next_blocks(missing, 1, is_done=store_is_empty),
-        )
-        assert handout.blocks == [num_held]
+    with Leases(directory / "elsewhere") as one, Leases(directory / "elsewhere") as other:
+        num_held = min(4000, store.plan.num_blocks - 1)
+        assert all(one.claim(block) for block in range(num_held))
+        assert timed(f"claim a block beside {num_held:,} of others", lambda: other.claim(num_held))
     return seconds, store
-
-
-def store_is_empty(block: int) -> bool:
-    return False
 
 
 def build(store: ScoreStore) -> None:

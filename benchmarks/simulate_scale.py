@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Scoring on 10 to 4,096 ranks, simulated: hand-out of blocks, the file server's load, stragglers, nodes that fail.
 
-  python benchmarks/simulate_scale.py                                       # all tables, two minutes
+  python benchmarks/simulate_scale.py                                       # all tables, one minute
   python benchmarks/simulate_scale.py --only array --ranks 1024 --json      # one figure, five seconds
   python benchmarks/simulate_scale.py --only array --server-ops 5000 --block-seconds 20
 
@@ -32,7 +32,6 @@ SCENARIOS: dict[str, tuple[str, dict[str, Any]]] = {
     "one-job": ("One job of all nodes", {"nodes_per_job": 0}),
     "replicas-of-8": ("Replicas of eight ranks, one to a node, an array of jobs", {"ranks_per_replica": 8}),
     "strong": ("A corpus that does not grow: 360,000 blocks, an array of jobs", {"num_blocks": 360_000}),
-    "former": ("Former hand-out, an array of jobs: all take the first free block", {"hand_out": "first"}),
 }
 
 

@@ -76,10 +76,10 @@ MUTATIONS = {
         tests=("training/test_index_cache.py",),
     ),
     "claims never expire": Mutation(
-        file="artifacts/heartbeats.py",
-        before="now_ns - mtime_ns <= self._stale_seconds * 1e9",
-        after="now_ns - mtime_ns <= self._stale_seconds * 1e15",
-        tests=("artifacts/test_claims.py",),
+        file="artifacts/leases.py",
+        before="before_ns - mtime_ns > expiry_ns",
+        after="before_ns - mtime_ns > expiry_ns * 1e6",
+        tests=("artifacts/test_leases.py",),
     ),
     "exit code of an interruption": Mutation(
         file="errors.py",

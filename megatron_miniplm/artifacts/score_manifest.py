@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, write_array
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
-from megatron_miniplm.artifacts.heartbeats import CLAIMS, STALE_SECONDS
+from megatron_miniplm.artifacts.leases import CLAIMS, EXPIRY_SECONDS
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, checksum_of, manifest_path
 from megatron_miniplm.artifacts.npy_files import open_array
 from megatron_miniplm.artifacts.score_blocks import CHECKSUM_DTYPE
@@ -98,6 +98,6 @@ def remove_leftovers(directory: Path) -> None:
     finished_at = manifest_path(directory).stat().st_mtime
     for leftover in directory.glob(f".*{TEMPORARY_SUFFIX}"):
         with suppress(OSError):  # another job may be finishing the same store right now: only old ones
-            if finished_at - leftover.stat().st_mtime > STALE_SECONDS:
+            if finished_at - leftover.stat().st_mtime > EXPIRY_SECONDS:
                 leftover.unlink()
     shutil.rmtree(directory / CLAIMS, ignore_errors=True)

@@ -2,7 +2,7 @@
 
     DIR/identity.json          what is scored with what; written before the first block
     DIR/blocks/00000000.npy    one per block, with its own checksum and the identity's digest (`artifacts.score_blocks`)
-    DIR/claims/                who works on which block (`artifacts.claims`); gone when complete
+    DIR/claims/                who works on which block (`artifacts.leases`); gone when complete
     DIR/checksums.npy          those of all blocks; written after the last
     DIR/manifest.json          counts, parents, checksums of identity.json and checksums.npy; marks the store complete
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from megatron_miniplm.artifacts.atomic import named_in_errors
 from megatron_miniplm.artifacts.exclusive import write_once
-from megatron_miniplm.artifacts.heartbeats import in_flight
+from megatron_miniplm.artifacts.leases import in_flight
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
     Manifest,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_miniplm.artifacts.heartbeats import Holder, in_flight
+from megatron_miniplm.artifacts.leases import Holder, in_flight
 from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 from megatron_miniplm.commands.scores_speed import recent_speed

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_miniplm.artifacts.heartbeats import server_time_ns
+from megatron_miniplm.artifacts.leases import server_time_ns
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 
 #: Blocks that tell the speed: the newest ones, of the last minutes before the newest.

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch.distributed
 
-from megatron_miniplm.artifacts.claims import Claims
+from megatron_miniplm.artifacts.block_queue import BlockQueue
+from megatron_miniplm.artifacts.leases import Leases
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of
 from megatron_miniplm.artifacts.score_blocks import BlockPlan
 from megatron_miniplm.errors import InputError, Interrupted, MiniPLMError, unusable_path
@@ -148,7 +149,8 @@ class _Run:
         self._vocab_size = vocab_size
         self._replica = Replica.of_this_rank()
         self._stop = StopRequest()
-        self._claims = Claims(parts.directory) if self._replica.is_writer else None
+        self._leases = Leases(parts.directory) if self._replica.is_writer else None
+        self._queue = BlockQueue(parts, self._leases, self._leases.owner.name) if self._leases is not None else None
         self._error: MiniPLMError | None = None
         self._shown = _Shown(parts, missing, visible=torch.distributed.get_rank() == 0)
 
@@ -160,8 +162,8 @@ class _Run:
         """
         with self._shown, ExitStack() as stack:
             try:
-                if self._claims is not None:
-                    stack.enter_context(self._claims)
+                if self._leases is not None:
+                    stack.enter_context(self._leases)
             except MiniPLMError as error:
                 self._error = error
             while (block := self._next_block()) is not None:
@@ -177,10 +179,10 @@ class _Run:
     def _next_block(self) -> int | None:
         """What the replica does next, as its writer says; a collective call."""
         order: list[int] = []
-        if self._claims is not None and self._error is None:
+        if self._queue is not None and self._error is None:
             try:
-                handout = self._claims.next_blocks(self._parts.missing_blocks(), 1, is_done=self._parts.has_block)
-                order = handout.blocks or ([_WAIT] if handout.num_held else [])
+                block = self._queue.take()
+                order = [block] if block is not None else [] if self._queue.is_empty else [_WAIT]
             except (MiniPLMError, OSError) as error:
                 self._fail(error)
         return next(iter(self._replica.from_writer(order, size=1)), None)
@@ -189,9 +191,9 @@ class _Run:
         """Generate one block and publish it; a collective call of the replica."""
         try:
             part = self._generate(block)
-            if part is not None and self._claims is not None:
+            if part is not None and self._leases is not None:
                 self._parts.write_block(block, part)
-                self._claims.release(block)
+                self._leases.release(block)
         except (MiniPLMError, OSError) as error:
             self._fail(error)
         self._shown.block()

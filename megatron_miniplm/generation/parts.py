@@ -2,7 +2,7 @@
 
     PREFIX.parts/identity.json     what is generated from what; written before the first block
     PREFIX.parts/00000000.part     one per block: lengths, tokens, digest of the identity, checksum
-    PREFIX.parts/claims/           who works on which block (`artifacts.claims`)
+    PREFIX.parts/claims/           who works on which block (`artifacts.leases`)
 
 The directory is removed once the corpus is put together. A part holds two `.npy` (format 1.0): lengths (N, 2) int32, of
 the prompt and of all tokens of each sequence of the block; tokens (T,) of the corpus's dtype, one sequence after the
@@ -27,8 +27,8 @@ import numpy as np
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors
 from megatron_miniplm.artifacts.exclusive import write_once
 from megatron_miniplm.artifacts.fingerprint import DIGEST_BYTES, SHORT_HEX, Fingerprint, digest_values
-from megatron_miniplm.artifacts.heartbeats import CLAIMS
 from megatron_miniplm.artifacts.json_files import read_json
+from megatron_miniplm.artifacts.leases import CLAIMS
 from megatron_miniplm.artifacts.npy_files import read_header
 from megatron_miniplm.artifacts.regular_files import open_regular
 from megatron_miniplm.artifacts.score_blocks import BlockPlan

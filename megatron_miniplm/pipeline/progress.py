@@ -57,7 +57,7 @@ def scoring_progress(stage: Stage, *, may_run: bool) -> StageProgress | None:
     if not stage.output.is_dir():
         return None
     # NumPy is for this kind only, a tenth of a second.
-    from megatron_miniplm.artifacts.heartbeats import in_flight
+    from megatron_miniplm.artifacts.leases import in_flight
     from megatron_miniplm.artifacts.scores import ScoreStore, is_score_store
     from megatron_miniplm.commands.scores_speed import recent_speed
 

@@ -3,20 +3,19 @@
     writer           claims blocks ──► all ranks of the replica: the same blocks, the same rows
     last stages      token NLLs ──► collector thread of each lane ──► writer publishes, releases the claim
 
-Replicas of one job, and jobs that share the store, are dealt with alike: nobody waits for anybody but at the very end,
-when the last blocks are in other hands. Each replica goes through the missing blocks in an order of its own, so that of
-thousands few meet at a block; what that costs the file server is counted in benchmarks/results/scale.md.
+Replicas of one job, and jobs that share the store, are treated alike (`artifacts.leases`). Nobody waits for anybody
+until the very end, when others work on the last blocks.
 """
 
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 
 import numpy as np
 
-from megatron_miniplm.artifacts.claims import Claims, Handout
+from megatron_miniplm.artifacts.block_queue import BlockQueue
+from megatron_miniplm.artifacts.leases import Leases
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 from megatron_miniplm.errors import MiniPLMError, NonFiniteScoreError, unusable_path
 from megatron_miniplm.indexed.pool import Pool
@@ -30,12 +29,6 @@ from megatron_miniplm.scoring.watch import Watch
 ROWS_PER_STAGE = 16
 MAX_BLOCKS = 64
 POLL_SECONDS = 1.0
-#: Replicas that wait for the last blocks look so often at most, all of them together.
-MAX_LOOKS_PER_SECOND = 100
-MAX_WAIT_SECONDS = 30.0
-#: Names that one call of the file system lists, about: so much dearer than one question is a listing.
-NAMES_PER_READ = 1000
-MIN_MISSES = 8
 #: Above every `position << 40 | sequence`.
 _NONE_BAD = 1 << 62
 
@@ -48,59 +41,6 @@ class Order(IntEnum):
     LEAVE = 2
 
 
-class Pending:
-    """Blocks that may still be missing, in an order of this replica's own.
-
-    Others publish blocks meanwhile, which is noticed block by block when one comes up. A new listing is due when so
-    many turned out to be published that asking has cost what a listing costs.
-
-    Args:
-        seed: of the order; different for every replica.
-    """
-
-    def __init__(self, store: ScoreStore, seed: str) -> None:
-        self._store = store
-        self._rng = np.random.default_rng(list(seed.encode()))
-        self._blocks: deque[int] = deque()
-        self._up: int | None = None  # the last of them, while it is asked after
-        self._done: set[int] = set()  # a listing may know less
-        self._misses_left = 0
-
-    @property
-    def is_worn(self) -> bool:
-        """Whether a new listing is cheaper than to go on."""
-        return self._misses_left <= 0
-
-    def list_anew(self) -> None:
-        missing = np.array([block for block in self._store.missing_blocks() if block not in self._done], np.int64)
-        self._blocks = deque(self._rng.permutation(missing).tolist())
-        self._misses_left = max(MIN_MISSES, self._store.plan.num_blocks // NAMES_PER_READ)
-
-    def __iter__(self) -> Iterator[int]:
-        """Every block once, until the list is worn; the next walk goes on where this one was left."""
-        for _ in range(len(self._blocks)):
-            if self.is_worn:
-                return
-            self._blocks.rotate(-1)
-            self._up = self._blocks[-1]
-            yield self._up
-
-    def is_done(self, block: int) -> bool:
-        """Whether a block is published; then it does not come up again."""
-        if not self._store.has_block(block):
-            return False
-        if block == self._up:  # one of ours is asked after when it is released, in another thread
-            self._misses_left -= 1
-            self._done.add(block)
-            self.drop()
-        return True
-
-    def drop(self) -> None:
-        """Take out the block that came up last."""
-        self._blocks.pop()
-        self._up = None
-
-
 class Dispatch:
     """The loop of one replica.
 
@@ -108,7 +48,7 @@ class Dispatch:
         store: to be filled.
         scorer: the replica's model.
         pool: the sequences.
-        claims: of this process on the writer, to be entered; None on the other ranks.
+        leases: of this process on the writer, not yet entered; None on the other ranks.
         stop: asked between two passes.
         watch: told of every row.
         choose: which sequences of a block are scored; None: all.
@@ -119,7 +59,7 @@ class Dispatch:
         store: ScoreStore,
         scorer: Scorer,
         pool: Pool,
-        claims: Claims | None,
+        leases: Leases | None,
         stop: StopRequest,
         watch: Watch,
         choose: Callable[[range], np.ndarray] | None,
@@ -127,12 +67,11 @@ class Dispatch:
         self._store = store
         self._scorer = scorer
         self._pool = pool
-        self._claims = claims
+        self._leases = leases
         self._stop = stop
         self._watch = watch
         self._choose = choose
-        self._pending = Pending(store, claims.owner.name) if claims is not None else None
-        self._next_look = 0.0
+        self._queue = BlockQueue(store, leases, leases.owner.name) if leases is not None else None
         self._error: MiniPLMError | None = None
 
     def run(self) -> None:
@@ -143,16 +82,16 @@ class Dispatch:
             MiniPLMError: on the writer, where the store cannot be written; the other ranks just return.
         """
         with contextlib.ExitStack() as stack:
-            self._enter_claims(stack)
+            self._enter_leases(stack)
             self._loop()
         if self._error is not None:
             raise self._error
 
-    def _enter_claims(self, stack: contextlib.ExitStack) -> None:
-        """On the writer; where they cannot be made its replica must still be told, in step."""
+    def _enter_leases(self, stack: contextlib.ExitStack) -> None:
+        """On the writer; if that fails its replica must still be told, in step."""
         try:
-            if self._claims is not None:
-                stack.enter_context(self._claims)
+            if self._leases is not None:
+                stack.enter_context(self._leases)
         except MiniPLMError as error:
             self._error = error
 
@@ -173,48 +112,30 @@ class Dispatch:
 
     def _next_order(self) -> list[int]:
         """On the writer: what to do next; claims the blocks of one pass. Nothing on other ranks."""
-        if self._claims is None:
+        if self._queue is None:
             return []
         if self._error is not None:
             return [Order.LEAVE]
-        if time.monotonic() < self._next_look:
-            return [Order.WAIT]
         try:
-            blocks, num_held = self._claim(self._claims)
+            blocks = self._take(self._queue)
         except (MiniPLMError, OSError) as error:
             self._error = unusable_path(error) if isinstance(error, OSError) else error
             return [Order.LEAVE]
         if blocks:
             return [Order.SCORE, *blocks]
-        if not num_held:
-            return [Order.LEAVE]
-        self._next_look = time.monotonic() + min(self._claims.num_owners / MAX_LOOKS_PER_SECOND, MAX_WAIT_SECONDS)
-        return [Order.WAIT]
+        return [Order.LEAVE if self._queue.is_empty else Order.WAIT]
 
-    def _claim(self, claims: Claims) -> tuple[list[int], int]:
-        """Blocks that make a pass worth its start, and how many missing ones others hold."""
+    def _take(self, queue: BlockQueue) -> list[int]:
+        """Claim blocks until a pass is worth its start, as far as there are any."""
         blocks: list[int] = []
         num_rows = 0
-        while True:
-            handout = self._next_block(claims)
-            for block in handout.blocks:
-                blocks.append(block)
-                num_tokens = int(self._pool.lengths(self._store.plan.sequences(block)).sum())
-                num_rows += -(-num_tokens // self._scorer.row_tokens)
-            is_enough = self._scorer.num_stages == 1 or num_rows >= ROWS_PER_STAGE * self._scorer.num_stages
-            if is_enough or not handout.blocks or len(blocks) == MAX_BLOCKS:
-                return blocks, handout.num_held
-
-    def _next_block(self, claims: Claims) -> Handout:
-        assert self._pending is not None
-        while True:
-            if self._pending.is_worn:
-                self._pending.list_anew()
-            handout = claims.next_blocks(self._pending, 1, is_done=self._pending.is_done)
-            if handout.blocks:
-                self._pending.drop()
-            if handout.blocks or not self._pending.is_worn:
-                return handout
+        while len(blocks) < MAX_BLOCKS and (block := queue.take()) is not None:
+            blocks.append(block)
+            num_tokens = int(self._pool.lengths(self._store.plan.sequences(block)).sum())
+            num_rows += -(-num_tokens // self._scorer.row_tokens)
+            if self._scorer.num_stages == 1 or num_rows >= ROWS_PER_STAGE * self._scorer.num_stages:
+                break
+        return blocks
 
     def _score(self, blocks: Sequence[int]) -> None:
         """One pass: all blocks through the pipeline; a collective call of the replica."""
@@ -246,12 +167,12 @@ class Dispatch:
 
     def _publish(self, block: int, plan: BlockRows, sums: BlockSums) -> None:
         """On the writer, in the collector's thread: one finished block."""
-        assert self._claims is not None
+        assert self._leases is not None
         num_tokens_N = sums.num_tokens_N
         if self._choose is not None:
             num_tokens_N = np.where(self._choose(plan.sequences), num_tokens_N, NOT_SCORED)
         self._store.write_block(block, sums.nll_N, num_tokens_N)
-        self._claims.release(block)
+        self._leases.release(block)
 
     def _publish_lanes(self, blocks: Sequence[int], plans: Sequence[BlockRows], kept: Mapping[int, BlockSums]) -> None:
         """Add up the lanes' sums, block by block; a collective call of the replica."""

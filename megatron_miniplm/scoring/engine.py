@@ -13,7 +13,7 @@ import numpy as np
 import torch.distributed
 from megatron.training import get_tensorboard_writer
 
-from megatron_miniplm.artifacts.claims import Claims
+from megatron_miniplm.artifacts.leases import Leases
 from megatron_miniplm.artifacts.manifest import TRAINING_DATA, ArtifactInput, input_of, is_prefix
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import Interrupted, MiniPLMError
@@ -146,8 +146,8 @@ def fill_store(
     error: MiniPLMError | None = None
     try:
         with watch:
-            claims = Claims(store.directory) if scorer.replica.is_writer else None
-            Dispatch(store, scorer, pool, claims, stop, watch, choose).run()
+            leases = Leases(store.directory) if scorer.replica.is_writer else None
+            Dispatch(store, scorer, pool, leases, stop, watch, choose).run()
             watch.look(scorer.num_flops, scorer.num_fed_tokens)
     except MiniPLMError as found:
         error = found

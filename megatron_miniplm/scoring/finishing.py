@@ -2,7 +2,7 @@
 
 import time
 
-from megatron_miniplm.artifacts.claims import Claims
+from megatron_miniplm.artifacts.leases import Leases
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, load_manifest, manifest_path
 from megatron_miniplm.artifacts.scores import ScoreStore
 
@@ -28,10 +28,12 @@ def finish_in_turn(store: ScoreStore, inputs: tuple[ArtifactInput, ...], version
         CorruptArtifactError: a block is damaged.
     """
     end = store.plan.num_blocks
-    with Claims(store.directory) as claims:
+    with Leases(store.directory) as leases:
         while not store.has_manifest:
-            if claims.claim(end, is_done=lambda _: store.has_manifest):
-                store.finish(inputs, versions)
-            else:
+            if not leases.claim(end):
                 time.sleep(POLL_SECONDS)
+                continue
+            if not store.has_manifest:
+                store.finish(inputs, versions)
+            leases.release(end)
     return load_manifest(store.directory)

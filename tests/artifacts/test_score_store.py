@@ -17,9 +17,8 @@ from megatron_runs import directory_bytes, write_corpus
 from score_stores import VERSIONS, identity_of, write_scores
 
 from megatron_miniplm.artifacts import digest_values, load_manifest, scores
-from megatron_miniplm.artifacts.claims import Claims
 from megatron_miniplm.artifacts.exclusive import write_once
-from megatron_miniplm.artifacts.heartbeats import Holder, in_flight
+from megatron_miniplm.artifacts.leases import Holder, Leases, in_flight
 from megatron_miniplm.artifacts.manifest import ArtifactInput, verify_files
 from megatron_miniplm.artifacts.score_blocks import default_block_sequences
 from megatron_miniplm.artifacts.score_identity import identity_bytes
@@ -316,7 +315,7 @@ def test_a_job_that_works_while_another_starts_the_directory_anew(
 def test_a_job_that_wakes_after_another_has_started_the_directory_anew(
     store: ScoreStore, other_identity: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has compared the identity, sleeps until its heartbeat has run out, and publishes."""
+    """It has compared the identity, sleeps until its lease has expired, and publishes."""
     others: list[ScoreStore] = []
 
     def sleep_then_write(path: Path, data: bytes) -> bool:
@@ -519,8 +518,8 @@ def test_a_run_without_blocks_is_started_anew(store: ScoreStore, identity: dict[
 def test_a_run_that_works_on_its_first_block_is_not_started_anew(store: ScoreStore, identity: dict[str, Any]) -> None:
     stranger = copy.deepcopy(identity)
     stranger["settings"]["context_tokens"] = 32
-    with Claims(store.directory) as claims:
-        assert claims.claim(0, is_done=store.has_block)
+    with Leases(store.directory) as leases:
+        assert leases.claim(0)
         with pytest.raises(FingerprintMismatchError, match="context_tokens: 64 there, 32 here"):
             ScoreStore.create_or_resume(store.directory, stranger)
 
@@ -601,7 +600,8 @@ def test_finish_removes_what_a_killed_process_left(store: ScoreStore) -> None:
     for block in range(3):
         store.write_block(block, np.ones(len(store.plan.sequences(block))), np.ones(len(store.plan.sequences(block))))
     (store.directory / "blocks" / ".00000001.npy.0123456789abcdef.tmp").write_bytes(b"half")
-    Claims(store.directory, owner="dead").__enter__()
+    dead = Leases(store.directory).__enter__()
+    assert dead.claim(0)
     old, new = (store.directory / f".manifest.json.{name * 16}.tmp" for name in "01")
     for path in (old, new):
         path.write_bytes(b"half")
@@ -613,6 +613,7 @@ def test_finish_removes_what_a_killed_process_left(store: ScoreStore) -> None:
         f"0000000{block}.npy" for block in range(3)
     }
     assert not (store.directory / "claims").exists()
+    dead.__exit__()
 
 
 def test_equal_scores_give_equal_bytes_in_any_order_of_blocks(

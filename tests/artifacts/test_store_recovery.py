@@ -11,7 +11,7 @@ from faults import counted_calls, faults, visible_bytes
 from megatron_runs import write_corpus
 from score_stores import VERSIONS, identity_of, write_scores
 
-from megatron_miniplm.artifacts.claims import Claims
+from megatron_miniplm.artifacts.leases import Leases
 from megatron_miniplm.artifacts.score_blocks import BlockPlan
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.commands.scores_parquet import write_parquet
@@ -27,12 +27,12 @@ def corpus(tmp_path: Path) -> IndexedCorpus:
 def score(directory: Path, corpus: IndexedCorpus) -> None:
     """What a job does: claim, publish, finish."""
     store = ScoreStore.create_or_resume(directory, identity_of([corpus], model="teacher"))
-    with Claims(directory, heartbeat_seconds=1000) as claims:
+    with Leases(directory, renew_seconds=1000) as leases:
         for block in store.missing_blocks():
-            assert claims.claim(block, is_done=store.has_block)
+            assert leases.claim(block)
             num_sequences = len(store.plan.sequences(block))
             store.write_block(block, np.full(num_sequences, block), np.ones(num_sequences))
-            claims.release(block)
+            leases.release(block)
     store.finish((), VERSIONS)
 
 

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import simulate_scale
 from scale_model import CallCosts, Outcome, Settings, Simulation
 
-from megatron_miniplm.artifacts.claims import Claims
+from megatron_miniplm.artifacts.block_queue import BlockQueue
+from megatron_miniplm.artifacts.leases import Leases
 from megatron_miniplm.artifacts.scores import ScoreStore
-from megatron_miniplm.scoring.dispatch import Pending
 
 IDEAL: dict[str, Any] = {
     "straggler_fraction": 0.0,
@@ -68,7 +68,7 @@ def test_round_trips_and_a_slow_server_are_waited_for() -> None:
     assert far.utilisation == pytest.approx(60 / (60 + far.wait_seconds), abs=0.01)
     slow = simulate(16, hours=1, **{**IDEAL, "server_ops": 5.0})
     assert slow.server_busy_fraction > 0.99
-    assert slow.utilisation == pytest.approx((5 - 1.6) / calls * 60 / 16, rel=0.05), "less the heartbeats"
+    assert slow.utilisation == pytest.approx((5 - 3.2) / calls * 60 / 16, rel=0.05), "less the renewals"
 
 
 def test_a_failure_loses_what_its_job_has_in_hand_and_no_more() -> None:
@@ -92,26 +92,20 @@ def test_the_target_at_1024_ranks() -> None:
     assert outcome.server_busy_fraction < 0.1
 
 
-def test_the_former_hand_out_fills_the_server_at_1024_ranks() -> None:
-    outcome = simulate(1024, hours=0.5, hand_out="first")
-    assert outcome.claim_ops > 1000
-    assert outcome.server_busy_fraction > 0.9
-
-
 def test_one_job_of_all_nodes_does_not_scale() -> None:
     assert simulate(1024, nodes_per_job=0).utilisation < 0.95
 
 
 class _Calls(threading.local):
-    """System calls of one thread, in the units of `CallCosts`."""
+    """System calls of one thread."""
 
     num_ops = 0
 
 
-def real_hand_out(directory: Path, num_workers: int, num_blocks: int, block_seconds: float) -> tuple[float, float]:
+def real_claims(directory: Path, num_workers: int, num_blocks: int, block_seconds: float) -> tuple[float, float]:
     """Utilisation and calls a claim of threads that claim through files, and sleep instead of scoring."""
     calls = _Calls()
-    costs = {"stat": 1, "link": 1, "utime": 1, "unlink": 1, "scandir": CallCosts.LISTING + 2}
+    costs = {**dict.fromkeys(("stat", "link", "utime", "unlink", "open", "read", "fstat", "close"), 1), "scandir": 6}
     identity: dict[str, Any] = {
         "model": {},
         "corpus": [{"name": "corpus", "fingerprint": "0" * 32, "num_sequences": num_blocks}],
@@ -122,21 +116,15 @@ def real_hand_out(directory: Path, num_workers: int, num_blocks: int, block_seco
     claim_ops: list[int] = []
 
     def work() -> None:
-        with Claims(store.directory) as claims:
-            pending = Pending(store, claims.owner.name)
-            while True:
+        with Leases(store.directory) as leases:
+            queue = BlockQueue(store, leases, leases.owner.name)
+            before = calls.num_ops
+            while (block := queue.take()) is not None:
+                claim_ops.append(calls.num_ops - before)
+                time.sleep(block_seconds)
+                store.block_path(block).touch()
+                leases.release(block)
                 before = calls.num_ops
-                if pending.is_worn:
-                    pending.list_anew()
-                handout = claims.next_blocks(pending, 1, is_done=pending.is_done)
-                if not handout.blocks and not pending.is_worn:
-                    return
-                for block in handout.blocks:
-                    pending.drop()
-                    claim_ops.append(calls.num_ops - before)
-                    time.sleep(block_seconds)
-                    store.block_path(block).touch()
-                    claims.release(block)
 
     def count(name: str, function: Any) -> Any:
         def counted(*args: Any, **flags: Any) -> Any:
@@ -161,7 +149,7 @@ def real_hand_out(directory: Path, num_workers: int, num_blocks: int, block_seco
 
 def test_the_model_makes_as_many_calls_as_the_real_claims(tmp_path: Path) -> None:
     num_workers, num_blocks, block_seconds = 12, 360, 0.05
-    utilisation, claim_ops = real_hand_out(tmp_path, num_workers, num_blocks, block_seconds)
+    utilisation, claim_ops = real_claims(tmp_path, num_workers, num_blocks, block_seconds)
     simulated = simulate(num_workers, num_blocks=num_blocks, block_seconds=block_seconds, **IDEAL)
     assert claim_ops == pytest.approx(simulated.claim_ops, rel=0.25)
     assert utilisation <= 1

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from megatron_runs import write_corpus
 from score_stores import identity_of, write_scores
 
-from megatron_miniplm.artifacts.claims import Claims
-from megatron_miniplm.artifacts.heartbeats import server_time_ns
+from megatron_miniplm.artifacts.leases import Leases, server_time_ns
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.commands import scores_parquet
@@ -130,16 +129,16 @@ def test_who_works_and_when_it_is_done(
     now_ns = server_time_ns(started.directory)
     for block, seconds in ((0, 40), (1, 30)):
         os.utime(started.block_path(block), ns=(0, now_ns - seconds * 10**9))
-    with Claims(started.directory, owner="living") as claims:
-        claims.claim(2, is_done=started.has_block)
+    with Leases(started.directory) as leases:
+        assert leases.claim(2)
         assert run_tool("scores", ["teacher"]) == 0
-        who = str(claims.owner)
+        who = str(leases.owner)
         lines = capsys.readouterr().out.splitlines()[2:]
         assert lines == ["0 tokens/s lately, about 20 s left", "missing: 2", f"working: {who}: 2"]
         speed = recent_speed(started, now_ns)  # 3 tokens and 2 sequences in the 40 s since block 0
         assert speed is not None
         assert (speed.tokens_per_second, speed.sequences_per_second) == (3 / 40, 2 / 40)
-        os.utime(started.directory / "claims" / "living.alive", (0, 0))
+        os.utime(leases.lease_path, (0, 0))
         assert run_tool("scores", ["teacher"]) == 0
         lines = capsys.readouterr().out.splitlines()[2:]
         assert lines == ["missing: 2", f"dead (the next that is free takes over): {who}: 2"]

@@ -10,8 +10,7 @@ import pytest
 from megatron_runs import write_corpus
 from score_stores import identity_of
 
-from megatron_miniplm.artifacts.claims import Claims
-from megatron_miniplm.artifacts.heartbeats import server_time_ns
+from megatron_miniplm.artifacts.leases import Leases, server_time_ns
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.cli import run_tool
 
@@ -245,8 +244,8 @@ def test_scoring(made_up: Run, lines: Callable[[], list[str]], as_json: Callable
     made_up.done("train-teacher")
     made_up.attempt("score-teacher.0", "44_0", number="45.0")
     made_up.queue("score-teacher 44 0 45 RUNNING None", "score-teacher 44 1 44 PENDING Priority")
-    with Claims(store.directory, owner="living") as claims:
-        claims.claim(2, is_done=store.has_block)
+    with Leases(store.directory) as leases:
+        assert leases.claim(2)
         found = lines()
         assert line_of(found, "score-teacher") == "running 44 2/4 blocks 33 min 1 1 running, 1 queued"
         progress = as_json()["stages"][4]["progress"]

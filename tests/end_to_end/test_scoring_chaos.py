@@ -17,7 +17,7 @@ import pytest
 from megatron_runs import TinyRun, directory_bytes, random_sequences, run, score_command, write_corpus
 from scoring_jobs import Job, block_times, litter
 
-from megatron_miniplm.artifacts.heartbeats import STALE_SECONDS, in_flight
+from megatron_miniplm.artifacts.leases import EXPIRY_SECONDS, in_flight
 from megatron_miniplm.artifacts.scores import ScoreStore
 
 pytestmark = pytest.mark.slow
@@ -133,7 +133,7 @@ def test_ten_kills(scene: Scene, name: str) -> None:
     )
     assert tally.num_kills == 10
     assert tally.orphaned, "no kill met a job in the middle of a block"
-    assert seconds < STALE_SECONDS, "the last job waited for the dead"
+    assert seconds < EXPIRY_SECONDS, "the last job waited for the dead"
     assert tally.published.items() <= block_times(directory).items(), "a finished block was written again"
     store.require_complete()
     assert store.verify() == {}

@@ -7,8 +7,7 @@ import pytest
 from megatron_runs import write_corpus
 from score_stores import identity_of
 
-from megatron_miniplm.artifacts.claims import Claims
-from megatron_miniplm.artifacts.heartbeats import server_time_ns
+from megatron_miniplm.artifacts.leases import Leases, server_time_ns
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.pipeline.progress import StageProgress, scoring_progress, training_progress
 from megatron_miniplm.pipeline.records import Stage
@@ -64,8 +63,8 @@ def test_scoring(started: ScoreStore) -> None:
     stage = stage_of("score", started.directory)
     assert scoring_progress(stage, may_run=False) == StageProgress(unit="blocks", num_done=2, total=4)
     assert scoring_progress(stage, may_run=True) == StageProgress(unit="blocks", num_done=2, total=4)
-    with Claims(started.directory, owner="living") as claims:
-        claims.claim(2, is_done=started.has_block)
+    with Leases(started.directory) as leases:
+        assert leases.claim(2)
         found = scoring_progress(stage, may_run=True)
     assert found is not None
     assert found.seconds_left == pytest.approx(80, abs=5)  # a block in 40 s
@@ -75,8 +74,8 @@ def test_scoring_reads_no_old_block(started: ScoreStore) -> None:
     os.utime(started.block_path(0), (0, 0))
     started.block_path(0).write_bytes(b"damaged")
     os.utime(started.block_path(0), (0, 0))
-    with Claims(started.directory, owner="living") as claims:
-        claims.claim(2, is_done=started.has_block)
+    with Leases(started.directory) as leases:
+        assert leases.claim(2)
         found = scoring_progress(stage_of("score", started.directory), may_run=True)
     assert found == StageProgress(unit="blocks", num_done=2, total=4)
 

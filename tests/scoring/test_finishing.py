@@ -1,5 +1,6 @@
 """Jobs that have filled a store together finish it once."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,7 @@ import numpy as np
 import pytest
 from score_stores import VERSIONS
 
-from megatron_miniplm.artifacts.claims import Claims
-from megatron_miniplm.artifacts.heartbeats import CLAIMS
+from megatron_miniplm.artifacts.leases import CLAIMS, Leases
 from megatron_miniplm.artifacts.manifest import manifest_path
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import CorruptArtifactError
@@ -47,9 +47,9 @@ def test_one_of_many_jobs_finishes(filled: ScoreStore, monkeypatch: pytest.Monke
 
 
 def test_when_who_finishes_dies_another_does(filled: ScoreStore) -> None:
-    with Claims(filled.directory, owner="dead", heartbeat_seconds=1000) as dead:
-        assert dead.claim(NUM_BLOCKS, is_done=lambda _: False)
-        (filled.directory / CLAIMS / "dead.alive").unlink()
+    with Leases(filled.directory, renew_seconds=1000) as dead:
+        assert dead.claim(NUM_BLOCKS)
+        os.utime(dead.lease_path, (0, 0))
         assert finish_in_turn(filled, (), VERSIONS).counts["num_tokens"] == NUM_BLOCKS
 
 

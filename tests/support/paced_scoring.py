@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_miniplm.artifacts.claims import Claims, Handout
+from megatron_miniplm.artifacts.block_queue import BlockQueue
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.cli import main
 
@@ -41,15 +41,16 @@ def slow_down() -> None:
 
 
 def write_down() -> None:
-    next_blocks = Claims.next_blocks
+    take = BlockQueue.take
 
-    def told_next_blocks(self: Claims, *arguments: Any, **others: Any) -> Handout:
-        handout = next_blocks(self, *arguments, **others)
-        with open(ORDERS / "begun", "a") as file:
-            file.write("".join(f"{block}\n" for block in handout.blocks))
-        return handout
+    def told_take(self: BlockQueue) -> int | None:
+        block = take(self)
+        if block is not None:
+            with open(ORDERS / "begun", "a") as file:
+                file.write(f"{block}\n")
+        return block
 
-    Claims.next_blocks = told_next_blocks  # type: ignore[method-assign]
+    BlockQueue.take = told_take  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from typing import Self
 from megatron_runs import TIMEOUT_SECONDS, environment
 from rank_server import ForkedProcess, rank_server
 
-from megatron_miniplm.artifacts.heartbeats import ALIVE_SUFFIX, CLAIMS
-from megatron_miniplm.artifacts.owners import Owner
+from megatron_miniplm.artifacts.leases import CLAIMS, LEASE_SUFFIX, Owner
 
 POLL_SECONDS = 0.01
 
@@ -138,7 +137,7 @@ class Job:
 def claimants(directory: Path) -> set[int]:
     """Process ids of those who have announced themselves in `claims/`, dead ones too."""
     owners = []
-    for path in (directory / CLAIMS).glob(f"*{ALIVE_SUFFIX}"):
+    for path in (directory / CLAIMS).glob(f"*{LEASE_SUFFIX}"):
         try:
             owners.append(Owner.from_bytes(path.read_bytes()))
         except FileNotFoundError:

@@ -10,7 +10,7 @@ from scoring_jobs import block_times, litter
 from slurm_cluster import SlurmCluster
 from slurm_jobs import PipelineRun, write_order, write_program
 
-from megatron_miniplm.artifacts.heartbeats import CLAIMS, in_flight
+from megatron_miniplm.artifacts.leases import CLAIMS, in_flight
 from megatron_miniplm.artifacts.scores import ScoreStore
 
 STAGE = "score-teacher"
@@ -84,7 +84,7 @@ class ScoringRun(PipelineRun):
     def num_lost(self) -> int:
         """Blocks that a rank began to work on and did not publish, while no rank works."""
         begun = [int(line) for line in (self._orders / "begun").read_text().splitlines()]
-        return sum(block < NUM_BLOCKS for block in begun) - self.num_blocks  # who finishes the store claims the next
+        return len(begun) - self.num_blocks
 
     def require_equal(self, undisturbed: Path) -> None:
         """The store is complete and has the bytes of an undisturbed one."""
