@@ -231,10 +231,10 @@ class Simulation:
                 return
             num_ops = CallCosts.PUBLISH_AND_RELEASE
         is_free = self._num_begun < len(self._blocks) or bool(self._lost and self._lost[0][0] <= now)
-        claim_ops, client_seconds, is_found = self._ask(replica, is_free)
+        claim_ops, client_seconds = self._ask(replica, is_free)
         done_at = self._server.call(now, num_ops + claim_ops, client_seconds)
         epoch = self._epochs[replica.job]
-        if not is_found:
+        if not is_free:
             self._first_idle_at = min(self._first_idle_at, now)
             pause_seconds = min(max(1.0, len(self._replicas) / 100), 30.0)
             heapq.heappush(self._events, (done_at + pause_seconds, number, epoch, _READY))
@@ -252,8 +252,8 @@ class Simulation:
         self._max_wait_seconds = max(self._max_wait_seconds, done_at - now)
         heapq.heappush(self._events, (done_at + replica.block / replica.speed, number, epoch, _PUBLISH))
 
-    def _ask(self, replica: Replica, is_free: bool) -> tuple[int, float, bool]:
-        """Calls and seconds of one `BlockQueue.take`, and whether it gets a block."""
+    def _ask(self, replica: Replica, is_free: bool) -> tuple[int, float]:
+        """Calls and seconds of one `BlockQueue.take`."""
         num_missing = len(self._blocks) - self._num_published
         num_ops, seconds = 0, 0.0
         num_misses = max(0, replica.num_known - num_missing)
@@ -271,12 +271,10 @@ class Simulation:
         num_held = min(self._num_in_hand, CallCosts.MAX_LOOKS)
         if is_free:
             num_held = min(num_held, self._num_before(1 - self._num_in_hand / num_missing))
-        is_found = is_free and num_held < CallCosts.MAX_LOOKS
-        num_ops += num_misses + num_held * CallCosts.LOOK
-        seconds += num_held * CallCosts.SECONDS_PER_LOOK
-        if is_found:
-            return num_ops + CallCosts.CLAIM, seconds, True
-        return num_ops + CallCosts.listing(len(self._replicas), CallCosts.LEASES_A_READ), seconds, False
+        if num_held == CallCosts.MAX_LOOKS or not is_free:
+            num_ops += CallCosts.listing(2 * len(self._replicas), CallCosts.LEASES_A_READ)
+        num_ops += num_misses + num_held * CallCosts.LOOK + is_free * CallCosts.CLAIM
+        return num_ops, seconds + num_held * CallCosts.SECONDS_PER_LOOK
 
     def _num_before(self, chance: float) -> int:
         """How many blocks come up before the first that is wanted, each of which is so by this chance."""

@@ -13,7 +13,7 @@ import numpy as np
 from megatron_miniplm.artifacts.leases import Leases
 from megatron_miniplm.artifacts.score_blocks import BlockPlan
 
-#: Blocks of others that one `take` looks at. Those that it does not reach come up in the next.
+#: Blocks of others that are looked at in a row. Those that are not reached come up next time.
 MAX_LOOKS = 8
 #: All waiting processes together look for work this often at most.
 MAX_TAKES_PER_SECOND = 100
@@ -59,12 +59,24 @@ class BlockQueue:
         """Claim a missing block. None: there is none (`is_empty`), or others work on the rest: ask again."""
         if time.monotonic() < self._next_look:
             return None
+        block = self._walk()
+        if block is not None or not self._blocks:
+            return block
+        num_processes, claimed = self._leases.listing()
+        self._blocks = deque(sorted(self._blocks, key=claimed.__contains__))  # those without a claim first
+        if self._blocks[0] not in claimed and (block := self._walk()) is not None:
+            return block
+        self._next_look = time.monotonic() + min(num_processes / MAX_TAKES_PER_SECOND, MAX_WAIT_SECONDS)
+        return None
+
+    def _walk(self) -> int | None:
+        """Claim the first block that is to be had; None after MAX_LOOKS that others hold, or if there are no more."""
         num_held = 0
         while True:
             if self._misses_left <= 0:
                 self._list()
             if num_held >= min(len(self._blocks), MAX_LOOKS):
-                break
+                return None
             block = self._blocks[0]
             if self._store.has_block(block):
                 self._drop_published()
@@ -76,10 +88,6 @@ class BlockQueue:
                 self._drop_published()
             else:
                 return self._blocks.popleft()
-        if self._blocks:
-            pause_seconds = min(self._leases.num_processes() / MAX_TAKES_PER_SECOND, MAX_WAIT_SECONDS)
-            self._next_look = time.monotonic() + pause_seconds
-        return None
 
     def _list(self) -> None:
         missing = np.array([block for block in self._store.missing_blocks() if block not in self._published], np.int64)

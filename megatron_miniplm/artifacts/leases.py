@@ -15,7 +15,7 @@ its store. Leases only keep two processes from computing the same block. Format 
 - **Release.** All claims of a block are removed once it is published. A process that leaves blocks unfinished removes
   its claims of them, unless its lease has ever been expired. Then others may be about to go on to the next generation,
   so the claims stay, with the time 0. A stale process that comes back thus cannot remove or repeat the claim of
-  another, and nobody needs to list the directory.
+  another, and no claim has to be checked by a listing of the directory.
 
 A claim costs three calls of the file system, whatever the number of processes (benchmarks/results/scale.md).
 """
@@ -241,11 +241,13 @@ class Leases:
                 self._copies.discard(path)
                 path.unlink(missing_ok=True)
 
-    def num_processes(self) -> int:
-        """How many processes have a lease, dead ones included; one listing."""
+    def listing(self) -> tuple[int, set[int]]:
+        """How many processes have a lease, dead ones included, and which blocks have a claim, expired ones included."""
         with self._usable(), suppress(FileNotFoundError):
-            return sum(name.endswith(LEASE_SUFFIX) for name in os.listdir(self.directory))
-        return 0
+            names = os.listdir(self.directory)
+            claims = [claim for name in names if (claim := _CLAIM.fullmatch(name))]
+            return sum(name.endswith(LEASE_SUFFIX) for name in names), {int(claim[1]) for claim in claims}
+        return 0, set()
 
     def _create(self, path: Path) -> bool:
         """Make one claim; False if it exists."""
