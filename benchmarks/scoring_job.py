@@ -93,7 +93,7 @@ def our_job(arguments: argparse.Namespace, megatron_flags: list[str]) -> tuple[J
     program.initialize()
 
     from megatron_miniplm.artifacts.scores import ScoreStore
-    from megatron_miniplm.indexed.pool import Pool
+    from megatron_miniplm.indexed.reader import Pool
     from megatron_miniplm.mcore.flops import ModelShape
     from megatron_miniplm.scoring.engine import fill_store
     from megatron_miniplm.scoring.rows import ScoringRules

@@ -1,7 +1,7 @@
 """What one stage hands to the next: fingerprints, manifests, lineage, and writes that are all or nothing."""
 
 from megatron_miniplm.artifacts.atomic import atomic_output, write_array, write_json, write_text
-from megatron_miniplm.artifacts.directory_lock import sole_writer, sole_writer_of_file, write_result
+from megatron_miniplm.artifacts.directories import sole_writer, sole_writer_of_file, write_result
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file, digest_values
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, load_manifest, manifest_path
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_miniplm.artifacts.atomic import write_text
 from megatron_miniplm.artifacts.manifest import is_prefix, manifest_path
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 
 DATA_ARGS = "data_args.txt"

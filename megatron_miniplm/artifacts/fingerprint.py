@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 
 DIGEST_BYTES = 16
 SHORT_HEX = 8  # digits shown to people and put in file names

@@ -35,9 +35,8 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors
-from megatron_miniplm.artifacts.exclusive import NO_LINKS, write_new, write_once
-from megatron_miniplm.artifacts.json_files import parse_json
+from megatron_miniplm.artifacts.atomic import NO_LINKS, TEMPORARY_SUFFIX, named_in_errors, write_new, write_once
+from megatron_miniplm.artifacts.reading import parse_json
 from megatron_miniplm.errors import CorruptArtifactError, unusable_path
 
 logger = logging.getLogger(__name__)

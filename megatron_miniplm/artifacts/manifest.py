@@ -13,8 +13,7 @@ from typing import Any
 
 from megatron_miniplm.artifacts.atomic import write_json
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file
-from megatron_miniplm.artifacts.json_files import read_json
-from megatron_miniplm.artifacts.regular_files import path_below
+from megatron_miniplm.artifacts.reading import path_below, read_json
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 
 FORMAT_VERSION = 1

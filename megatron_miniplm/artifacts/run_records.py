@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts.atomic import write_json
-from megatron_miniplm.artifacts.json_files import read_json
+from megatron_miniplm.artifacts.reading import read_json
 from megatron_miniplm.errors import CorruptArtifactError
 
 TRAINING_RECORD = "miniplm_training.json"

@@ -17,8 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from megatron_miniplm.artifacts.atomic import named_in_errors
-from megatron_miniplm.artifacts.exclusive import write_once
+from megatron_miniplm.artifacts.atomic import named_in_errors, write_once
 from megatron_miniplm.artifacts.leases import in_flight
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
@@ -38,22 +37,20 @@ from megatron_miniplm.artifacts.score_blocks import (
     read_block_into,
     wrong_size,
 )
-from megatron_miniplm.artifacts.score_identity import (
-    FORMAT_VERSION,
-    IDENTITY,
-    identity_bytes,
-    read_identity,
-    require_equal,
-    seal_of,
-)
-from megatron_miniplm.artifacts.score_manifest import (
+from megatron_miniplm.artifacts.score_records import (
     BLOCKS,
     CHECKSUMS,
+    FORMAT_VERSION,
+    IDENTITY,
     RUN_AGAIN,
     contradictions,
+    identity_bytes,
     load_checksums,
     publish_manifest,
+    read_identity,
     remove_leftovers,
+    require_equal,
+    seal_of,
 )
 from megatron_miniplm.errors import CorruptArtifactError, InputError, NonFiniteScoreError, unusable_path
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts.atomic import array_header
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.errors import CorruptArtifactError
 
 INDEX_DTYPE = np.dtype("<i8")

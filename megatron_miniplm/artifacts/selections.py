@@ -22,8 +22,8 @@ from typing import Any, Self
 import numpy as np
 
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_file
-from megatron_miniplm.artifacts.json_files import read_json
 from megatron_miniplm.artifacts.manifest import Manifest, load_manifest
+from megatron_miniplm.artifacts.reading import read_json
 from megatron_miniplm.artifacts.selected_arrays import (
     CHECKSUM_DTYPE,
     INDEX_DTYPE,

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_miniplm.commands.tokenizer_flags import TYPES_TEXT
+from megatron_miniplm.commands.shared_flags import TYPES_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

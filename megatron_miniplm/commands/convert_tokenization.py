@@ -15,8 +15,13 @@ when they are complete. To continue a killed run, run the same command again.
 import argparse
 from pathlib import Path
 
-from megatron_miniplm.commands.tokenizer_flags import TYPES_TEXT, add_tokenizer_arguments, tokenizer_settings
-from megatron_miniplm.commands.worker_flags import add_workers_argument, worker_count
+from megatron_miniplm.commands.shared_flags import (
+    TYPES_TEXT,
+    add_tokenizer_arguments,
+    add_workers_argument,
+    tokenizer_settings,
+    worker_count,
+)
 from megatron_miniplm.errors import InputError
 
 

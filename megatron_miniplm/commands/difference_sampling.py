@@ -218,7 +218,7 @@ def _print(output: Path, summary: dict[str, Any], rule: Rule) -> None:
         f"{summary['mean_kept_value']:.4f}, lowest kept {'none' if lowest is None else f'{lowest:.4f}'}; "
         f"negative {summary['negative_fraction']:.1%}"
     )
-    from megatron_miniplm.selection.comparability import warning_of
+    from megatron_miniplm.selection.difference import warning_of
 
     if warning := warning_of(summary, is_difference=measure.is_difference):
         print(warning, file=sys.stderr)

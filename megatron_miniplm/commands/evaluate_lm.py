@@ -32,9 +32,8 @@ from megatron_miniplm.commands.score_corpus import (
     set_default_overlap,
 )
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.evaluation.checkpoints import ALL, LATEST, choose_iterations
 from megatron_miniplm.evaluation.held_out import WHOLE_SEQUENCES, HeldOutCorpus, read_corpora
-from megatron_miniplm.evaluation.held_out_table import Measured, as_json, table
+from megatron_miniplm.evaluation.held_out_run import ALL, LATEST, Measured, as_json, choose_iterations, table
 from megatron_miniplm.mcore.device_flags import given_flags
 from megatron_miniplm.runtime.command_line import our_flags_only, wants_help
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
+from megatron_miniplm.commands.shared_flags import add_decoding_arguments, decoder_of
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.runtime.terminal import printable_json
 

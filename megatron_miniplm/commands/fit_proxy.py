@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
 from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.baselines.proxy_targets import check_pair
 from megatron_miniplm.commands.score_corpus import (
     add_shared_arguments,
     check_prefixes,
@@ -34,7 +35,6 @@ from megatron_miniplm.commands.score_corpus import (
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.device_flags import given_flags
 from megatron_miniplm.runtime.command_line import MissingFlagError, our_flags_only, wants_help
-from megatron_miniplm.scoring.proxy.targets import check_pair
 
 if TYPE_CHECKING:
     from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
@@ -91,8 +91,8 @@ def run(argv: Sequence[str]) -> None:
             defaults["train_iters"] = num_steps
     flags = [*model_flags(model, argv), *argv]
     with program.running(flags, add_arguments, defaults, complete=set_default_overlap) as args:
+        from megatron_miniplm.baselines.proxy import fit_and_predict
         from megatron_miniplm.commands.scored_model import scoring_setup
-        from megatron_miniplm.scoring.proxy.engine import fit_and_predict
 
         # What counts is taken from the teacher's scores, and every sequence is predicted.
         args.mask_eod = args.score_first_token = False

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_miniplm.artifacts.data_args import expand_prefixes
+from megatron_miniplm.baselines.generation_plan import GenerationSettings
 from megatron_miniplm.commands.score_corpus import (
     UNUSED_BUT_REQUIRED,
     add_huggingface_arguments,
@@ -33,7 +34,6 @@ from megatron_miniplm.commands.score_corpus import (
     open_model,
 )
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.generation.plan import GenerationSettings
 from megatron_miniplm.runtime.command_line import MissingFlagError, our_flags_only, wants_help
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def run(argv: Sequence[str]) -> None:
         model = None if wants_help(argv) else _check(argv)
     flags = [*model_flags(model, argv), *longest_context_flags(model, argv), *argv]
     with program.running(flags, add_arguments, DEFAULTS) as args:
+        from megatron_miniplm.baselines.generated_corpus import generate_corpus
         from megatron_miniplm.commands.scored_model import model_and_tokenizer
-        from megatron_miniplm.generation.corpus import generate_corpus
 
         identities = model_and_tokenizer(args, model)[:2]
         settings = _settings(args, program.on_rank_zero(lambda: _end_of_document(args, model)))

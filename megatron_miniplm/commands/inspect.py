@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
 from megatron_miniplm.artifacts.lineage import lineage_lines, trace_lineage
 from megatron_miniplm.artifacts.manifest import is_prefix, load_manifest, manifest_path
-from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
+from megatron_miniplm.commands.shared_flags import add_decoding_arguments, decoder_of
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError
 from megatron_miniplm.reports.inspection import bytes_to_check, find_faults, find_prefixes, summarize_prefix
 from megatron_miniplm.runtime.progress import Progress

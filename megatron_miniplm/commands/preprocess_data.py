@@ -22,8 +22,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_miniplm.commands.tokenizer_flags import add_tokenizer_arguments, tokenizer_settings
-from megatron_miniplm.commands.worker_flags import add_workers_argument, worker_count
+from megatron_miniplm.commands.shared_flags import (
+    add_tokenizer_arguments,
+    add_workers_argument,
+    tokenizer_settings,
+    worker_count,
+)
 from megatron_miniplm.errors import InputError
 
 if TYPE_CHECKING:

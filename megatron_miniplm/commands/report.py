@@ -11,7 +11,7 @@ still be where they were when the selection was made.
 import argparse
 from pathlib import Path
 
-from megatron_miniplm.commands.tokenizer_flags import add_decoding_arguments, decoder_of
+from megatron_miniplm.commands.shared_flags import add_decoding_arguments, decoder_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

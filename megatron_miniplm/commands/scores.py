@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from megatron_miniplm.artifacts.directory_lock import sole_writer_of_file
+from megatron_miniplm.artifacts.directories import sole_writer_of_file
 from megatron_miniplm.artifacts.leases import Holder, in_flight
 from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
-from megatron_miniplm.commands.scores_speed import recent_speed
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.runtime.progress import Progress, scaled
 from megatron_miniplm.runtime.terminal import printable_json
+from megatron_miniplm.slurm.progress import recent_speed
 
 _SHOWN_RUNS = 8
 

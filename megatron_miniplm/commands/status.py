@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: no pipeline was submitted there, or its pipeline.tsv is of another format or damaged.
     """
-    from megatron_miniplm.pipeline.report import report_on
-    from megatron_miniplm.pipeline.text import report_lines
+    from megatron_miniplm.slurm.report import report_on
+    from megatron_miniplm.slurm.text import report_lines
 
     report = report_on(arguments.run_dir)
     print(printable_json(report.as_json()) if arguments.json else "\n".join(report_lines(report)))

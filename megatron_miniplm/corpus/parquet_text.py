@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_miniplm.artifacts.parquet_pages import ColumnPages, read_pages, rows_within
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.corpus.fields import BadLine, Fields, heads_of, names_shown
 from megatron_miniplm.errors import InputError, MiniPLMError, one_line
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.corpus.fields import BadLine, Fields, heads_of, json_type, label_of, text_of
 from megatron_miniplm.corpus.parquet_text import rows_of
 from megatron_miniplm.corpus.sources import Source, Span, expand_inputs, whole_span

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.corpus.parquet_text import ParquetText
 from megatron_miniplm.errors import InputError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_miniplm.artifacts import ArtifactInput, Manifest, atomic_output, load_manifest, manifest_path
 from megatron_miniplm.artifacts.atomic import named_in_errors
-from megatron_miniplm.artifacts.directory_lock import LOCK, sole_writer
+from megatron_miniplm.artifacts.directories import LOCK, sole_writer
 from megatron_miniplm.artifacts.fingerprint import digest_file_samples
 from megatron_miniplm.artifacts.manifest import DIRECTORY_MANIFEST, checksum_of, input_of, is_prefix
 from megatron_miniplm.corpus.readers import read_texts

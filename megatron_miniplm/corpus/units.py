@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, BinaryIO
 
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.corpus.compressed import decompressed, whole_lines
 from megatron_miniplm.corpus.fields import Fields
 from megatron_miniplm.corpus.parquet_text import ParquetText

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts import atomic_output
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.curves import read_curve
 from megatron_miniplm.evaluation.plot import load_pyplot

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes
-from megatron_miniplm.artifacts.directory_lock import sole_writer
+from megatron_miniplm.artifacts.directories import sole_writer
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
     Manifest,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, require_readable, write_data_args
-from megatron_miniplm.artifacts.directory_lock import sole_writer
+from megatron_miniplm.artifacts.directories import sole_writer
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.lineage import parent_path
 from megatron_miniplm.artifacts.manifest import (

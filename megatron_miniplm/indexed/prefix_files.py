@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from megatron_miniplm.artifacts.directory_lock import unusable_locks_named
+from megatron_miniplm.artifacts.directories import unusable_locks_named
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.layout import idx_path
 

@@ -14,7 +14,7 @@ from megatron_miniplm.artifacts.fingerprint import (
     digest_values,
 )
 from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed.layout import (
     HEADER,
@@ -222,3 +222,37 @@ def _cut(header: IndexHeader, size_bytes: int) -> str:
     )
     name, offset, dtype = next(part for part in parts if size_bytes >= part[1])
     return f"the index is cut off at {name} {(size_bytes - offset) // dtype.itemsize}"
+
+
+class Pool:
+    """The sequences of several prefixes: those of the first, then those of the second, and so on."""
+
+    def __init__(self, corpora: list[IndexedCorpus]) -> None:
+        self.read_from(corpora)
+
+    def read_from(self, corpora: list[IndexedCorpus]) -> None:
+        """Put other prefixes in place of those that it has."""
+        self.corpora = corpora
+        self._stops = np.cumsum([len(corpus) for corpus in corpora])
+
+    def __len__(self) -> int:
+        return int(self._stops[-1])
+
+    def locate(self, index: int) -> tuple[IndexedCorpus, int]:
+        """The corpus of the sequence with this global id, and its index there."""
+        corpus = int(np.searchsorted(self._stops, index, side="right"))
+        return self.corpora[corpus], index - int(self._stops[corpus]) + len(self.corpora[corpus])
+
+    def sequence(self, index: int) -> np.ndarray:
+        """Tokens of the sequence with this global id."""
+        corpus, local_index = self.locate(index)
+        return corpus.sequence(local_index)
+
+    def lengths(self, sequences: range) -> np.ndarray:
+        """Tokens of each of a run of sequences, int64."""
+        parts, start = [], 0
+        for corpus in self.corpora:
+            lo, hi = max(sequences.start - start, 0), min(sequences.stop - start, len(corpus))
+            parts.append(corpus.lengths_N[lo : max(lo, hi)])
+            start += len(corpus)
+        return np.concatenate(parts).astype(np.int64)

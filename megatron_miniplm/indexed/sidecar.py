@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, create_over, named_in_errors, publish
 from megatron_miniplm.artifacts.manifest import checksum_of
 from megatron_miniplm.artifacts.parquet_pages import read_pages
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.errors import CorruptArtifactError, InputError, one_line
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.pieces import NO_DOMAIN, Pieces

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_miniplm.artifacts.regular_files import open_regular, path_below
+from megatron_miniplm.artifacts.reading import open_regular, path_below
 from megatron_miniplm.errors import CorruptArtifactError, InputError, MiniPLMError, one_line
 
 #: Set it to 1 to load checkpoints whatever they hold.

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from megatron_miniplm.mcore.patching import Patch
+from megatron_miniplm.mcore.versions import Patch
 
 CPU = torch.device("cpu")
 _active: TorchFunctionMode | None = None

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from megatron_miniplm.mcore import cpu_emulation
-from megatron_miniplm.mcore.patching import Patch
+from megatron_miniplm.mcore.versions import Patch
 
 
 class _Event:

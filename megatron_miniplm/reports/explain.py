@@ -19,8 +19,7 @@ from megatron_miniplm.artifacts.selections import SELECTION, Selection, copies_o
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.reports.reopening import ReopenedSelection
 from megatron_miniplm.runtime.progress import Progress
-from megatron_miniplm.selection.attributes import Attributes
-from megatron_miniplm.selection.candidates import CandidateReader, Candidates
+from megatron_miniplm.selection.candidates import Attributes, CandidateReader, Candidates
 from megatron_miniplm.selection.difference import UNITS
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.scored_corpus import PREDICTIONS, REFERENCE, TEACHER, Piece, ScoredCorpus, map_in_order

@@ -13,7 +13,7 @@ import numpy as np
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples
 from megatron_miniplm.artifacts.lineage import parent_path, relative_to_cwd
 from megatron_miniplm.artifacts.manifest import Manifest, is_prefix, load_manifest, manifest_path, verify_files
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.artifacts.scores import ScoreStore, is_score_store
 from megatron_miniplm.errors import MiniPLMError
 from megatron_miniplm.indexed.layout import bin_path, idx_path, optimal_dtype

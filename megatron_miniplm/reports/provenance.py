@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.artifacts.lineage import parent_path, relative_to_cwd
 from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.corpus.readers import read_document
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.indexed import IndexedCorpus

@@ -14,7 +14,7 @@ from megatron_miniplm.artifacts.scores import is_score_store
 from megatron_miniplm.artifacts.selections import SEEN, SELECTION, SelectedPrefix, Selection
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.selection.attributes import Attributes, collect_attributes
+from megatron_miniplm.selection.candidates import Attributes, collect_attributes
 from megatron_miniplm.selection.ranks import OneProcess
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.scored_corpus import PREDICTIONS, REFERENCE, TEACHER, ScoredCorpus

@@ -18,7 +18,7 @@ import numpy as np
 from markupsafe import Markup
 
 from megatron_miniplm.artifacts.atomic import atomic_output, write_text
-from megatron_miniplm.artifacts.directory_lock import sole_writer
+from megatron_miniplm.artifacts.directories import sole_writer
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX
 from megatron_miniplm.artifacts.manifest import manifest_path
 from megatron_miniplm.artifacts.selections import Selection

@@ -10,8 +10,7 @@ import numpy as np
 from megatron_miniplm.artifacts.selections import Selection
 from megatron_miniplm.reports.histograms import Axis, Counts, Histograms, ValueCounts
 from megatron_miniplm.reports.reopening import KeptCursor, ReopenedSelection
-from megatron_miniplm.selection.attributes import Attributes
-from megatron_miniplm.selection.candidates import CandidateReader, Candidates
+from megatron_miniplm.selection.candidates import Attributes, CandidateReader, Candidates
 from megatron_miniplm.selection.difference import Measure
 from megatron_miniplm.selection.scored_corpus import Piece, map_in_order
 

@@ -15,7 +15,7 @@ import torch.distributed
 from megatron.core import mpu
 
 from megatron_miniplm.errors import NonFiniteScoreError
-from megatron_miniplm.indexed.pool import Pool
+from megatron_miniplm.indexed.reader import Pool
 from megatron_miniplm.mcore import program
 from megatron_miniplm.runtime.progress import Progress
 from megatron_miniplm.scoring.feed import BlockSums

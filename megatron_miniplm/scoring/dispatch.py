@@ -18,7 +18,7 @@ from megatron_miniplm.artifacts.block_queue import BlockQueue
 from megatron_miniplm.artifacts.leases import Leases
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 from megatron_miniplm.errors import MiniPLMError, NonFiniteScoreError, unusable_path
-from megatron_miniplm.indexed.pool import Pool
+from megatron_miniplm.indexed.reader import Pool
 from megatron_miniplm.mcore.replica import StopRequest
 from megatron_miniplm.scoring.feed import BlockSums
 from megatron_miniplm.scoring.rows import BlockRows

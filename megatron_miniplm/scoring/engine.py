@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from functools import partial
@@ -14,17 +15,24 @@ import torch.distributed
 from megatron.training import get_tensorboard_writer
 
 from megatron_miniplm.artifacts.leases import Leases
-from megatron_miniplm.artifacts.manifest import TRAINING_DATA, ArtifactInput, input_of, is_prefix
+from megatron_miniplm.artifacts.manifest import (
+    TRAINING_DATA,
+    ArtifactInput,
+    Manifest,
+    input_of,
+    is_prefix,
+    load_manifest,
+    manifest_path,
+)
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import Interrupted, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.indexed.pool import Pool
+from megatron_miniplm.indexed.reader import Pool
 from megatron_miniplm.mcore import models, program
 from megatron_miniplm.mcore.flops import peak_flops
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
 from megatron_miniplm.mcore.replica import StopRequest
 from megatron_miniplm.scoring.dispatch import Dispatch
-from megatron_miniplm.scoring.finishing import finish_in_turn, missing_at_start
 from megatron_miniplm.scoring.identity import identity_of, is_sampled
 from megatron_miniplm.scoring.rows import ScoringRules
 from megatron_miniplm.scoring.scorer import Scorer
@@ -200,3 +208,36 @@ def _finish(store: ScoreStore, inputs: tuple[ArtifactInput, ...], *, in_turn: bo
     program.say_once(
         f"{store.directory}: {counts['num_sequences']:,} sequences, {counts['num_tokens']:,} scored tokens"
     )
+
+
+POLL_SECONDS = 1.0
+
+
+def missing_at_start(store: ScoreStore) -> list[int]:
+    """The missing blocks; a manifest that was there before they were seen to be missing is not true, and removed."""
+    had_manifest = store.has_manifest
+    missing = store.missing_blocks()
+    if missing and had_manifest:
+        manifest_path(store.directory).unlink(missing_ok=True)
+    return missing
+
+
+def finish_in_turn(store: ScoreStore, inputs: tuple[ArtifactInput, ...], versions: dict[str, str]) -> Manifest:
+    """`ScoreStore.finish` by one of the jobs that call this; returns to all once there is a manifest.
+
+    Reading costs the file server three calls a block: a hundred jobs that share a store must not each do it. Who does
+    is agreed on as for blocks, by a claim of a block that no store has; if that job dies, another takes over.
+
+    Raises:
+        CorruptArtifactError: a block is damaged.
+    """
+    end = store.plan.num_blocks
+    with Leases(store.directory) as leases:
+        while not store.has_manifest:
+            if not leases.claim(end):
+                time.sleep(POLL_SECONDS)
+                continue
+            if not store.has_manifest:
+                store.finish(inputs, versions)
+            leases.release(end)
+    return load_manifest(store.directory)

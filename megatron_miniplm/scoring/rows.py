@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.indexed.pool import Pool
+from megatron_miniplm.indexed.reader import Pool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.utils import get_model_config
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.indexed.pool import Pool
+from megatron_miniplm.indexed.reader import Pool
 from megatron_miniplm.mcore.flops import ModelShape
 from megatron_miniplm.mcore.models import take_output_weight
 from megatron_miniplm.mcore.packed_attention import packing_parameters, use_packed_attention

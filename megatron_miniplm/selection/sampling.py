@@ -1,5 +1,6 @@
 """Difference sampling on disk: score stores -> indices, weights, refined views and a blend for Megatron."""
 
+import logging
 import math
 import shutil
 import tempfile
@@ -10,24 +11,31 @@ from typing import Any
 
 from megatron_miniplm.artifacts.atomic import write_json
 from megatron_miniplm.artifacts.data_args import require_readable, write_data_args
-from megatron_miniplm.artifacts.directory_lock import sole_writer
+from megatron_miniplm.artifacts.directories import sole_writer
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_values
-from megatron_miniplm.artifacts.manifest import Manifest, checksum_of, input_of, refuse_another
+from megatron_miniplm.artifacts.lineage import parent_path
+from megatron_miniplm.artifacts.manifest import (
+    TRAINING_DATA,
+    Manifest,
+    checksum_of,
+    input_of,
+    is_prefix,
+    refuse_another,
+)
 from megatron_miniplm.artifacts.selections import ARRAYS, FORMAT_VERSION, SEEN, SELECTION
 from megatron_miniplm.errors import InputError, MiniPLMError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.runtime.progress import Progress
-from megatron_miniplm.selection.attributes import Attributes, collect_attributes
-from megatron_miniplm.selection.candidates import CandidateReader
-from megatron_miniplm.selection.comparability import refuse_incomparable
+from megatron_miniplm.selection.candidates import Attributes, CandidateReader, collect_attributes
+from megatron_miniplm.selection.difference import refuse_incomparable
 from megatron_miniplm.selection.ranks import OneProcess, Ranks
 from megatron_miniplm.selection.rule import Rule
 from megatron_miniplm.selection.scored_corpus import (
+    REFERENCE,
     Piece,
     ScoredCorpus,
     map_in_order,
 )
-from megatron_miniplm.selection.seen import training_prefixes
 from megatron_miniplm.selection.top import Ordered, Threshold, find_thresholds
 from megatron_miniplm.selection.writing import Writer, Written, prefixes_of_rank
 
@@ -271,3 +279,25 @@ def _sole_writer(output_dir: Path, ranks: Ranks) -> Iterator[None]:
                 error.reported_elsewhere = True
             raise error
         yield
+
+
+logger = logging.getLogger(__name__)
+
+
+def training_prefixes(corpus: ScoredCorpus, given: Sequence[Path]) -> dict[Path, Fingerprint]:
+    """Prefixes that the reference was trained on, with their fingerprints.
+
+    Args:
+        given: by the user, beside those that the manifest of the reference's scores names.
+    """
+    found = list(given)
+    if REFERENCE in corpus.stores:
+        for parent in corpus.manifests[REFERENCE].inputs:
+            if parent.role != TRAINING_DATA:
+                continue
+            path = parent_path(corpus.stores[REFERENCE].directory, parent)
+            if is_prefix(path):
+                found.append(path)
+            else:
+                logger.warning("%s, which the reference model was trained on, is not here and not compared", path)
+    return {path: IndexedCorpus.open(path).fingerprint() for path in dict.fromkeys(found)}

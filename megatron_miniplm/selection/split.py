@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_miniplm.artifacts.data_args import write_data_args
-from megatron_miniplm.artifacts.directory_lock import sole_writer
+from megatron_miniplm.artifacts.directories import sole_writer
 from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_values
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, input_of, is_prefix, refuse_another
 from megatron_miniplm.errors import InputError

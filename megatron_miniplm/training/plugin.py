@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from megatron_miniplm.errors import STOP_SIGNALS
-from megatron_miniplm.mcore.patching import Patch
+from megatron_miniplm.mcore.versions import Patch
 from megatron_miniplm.runtime.command_line import UsageError, report, shorten
 from megatron_miniplm.training.flags import add_arguments
 

@@ -17,7 +17,7 @@ from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore import program
 from megatron_miniplm.mcore.batches import next_batch
 from megatron_miniplm.mcore.models import model_provider
-from megatron_miniplm.mcore.patching import Patch
+from megatron_miniplm.mcore.versions import Patch
 from megatron_miniplm.training.provider import train_valid_test_datasets_provider
 
 LossReport = dict[str, torch.Tensor]

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from megatron_miniplm.artifacts import atomic_output, write_array, write_json, write_text
-from megatron_miniplm.artifacts.atomic import array_output, create_over
-from megatron_miniplm.artifacts.exclusive import write_once
+from megatron_miniplm.artifacts.atomic import array_output, create_over, write_once
 
 
 def names(directory):

@@ -620,7 +620,7 @@ WORKER = """
 import os, sys, time
 from pathlib import Path
 from megatron_miniplm.artifacts.block_queue import BlockQueue
-from megatron_miniplm.artifacts.exclusive import write_once
+from megatron_miniplm.artifacts.atomic import write_once
 from megatron_miniplm.artifacts.leases import Leases
 from megatron_miniplm.artifacts.score_blocks import BlockPlan
 

@@ -20,7 +20,7 @@ from megatron_miniplm.cli import run_tool
 from megatron_miniplm.errors import CorruptArtifactError, InputError
 from megatron_miniplm.reports.explain import explain
 from megatron_miniplm.reports.report import write_report
-from megatron_miniplm.selection.comparability import warning_of
+from megatron_miniplm.selection.difference import warning_of
 from megatron_miniplm.training.document_index import Phase
 from megatron_miniplm.training.refinement import Pool
 

@@ -14,8 +14,8 @@ from score_stores import VERSIONS, identity_of, write_scores
 from megatron_miniplm.artifacts.leases import Leases
 from megatron_miniplm.artifacts.score_blocks import BlockPlan
 from megatron_miniplm.artifacts.scores import ScoreStore
+from megatron_miniplm.baselines.generation_parts import Part, Parts
 from megatron_miniplm.commands.scores_parquet import write_parquet
-from megatron_miniplm.generation.parts import Part, Parts
 from megatron_miniplm.indexed import IndexedCorpus
 
 

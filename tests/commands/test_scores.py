@@ -17,8 +17,8 @@ from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.commands import scores_parquet
 from megatron_miniplm.commands.scores import duration, runs_of
-from megatron_miniplm.commands.scores_speed import recent_speed
 from megatron_miniplm.indexed import IndexedCorpus, sidecar, write_view
+from megatron_miniplm.slurm.progress import recent_speed
 
 NLL = [3.5, 0.0, 1.25, 2.5, 0.5]
 NUM_TOKENS = [3, 0, 1, 2, 1]

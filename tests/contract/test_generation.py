@@ -25,7 +25,7 @@ from scoring_jobs import Job
 from transformers import PreTrainedModel
 
 from megatron_miniplm.artifacts.manifest import load_manifest
-from megatron_miniplm.generation.parts import parts_directory
+from megatron_miniplm.baselines.generation_parts import parts_directory
 from megatron_miniplm.indexed import IndexedCorpus
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,6 @@ from score_stores import write_scores
 from megatron_miniplm.artifacts.scores import SCORE_DTYPE
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.evaluation.checkpoints import choose_iterations
 from megatron_miniplm.evaluation.held_out import (
     SCORED_TOKENS,
     WHOLE_SEQUENCES,
@@ -24,7 +23,7 @@ from megatron_miniplm.evaluation.held_out import (
     read_corpora,
     scored_targets,
 )
-from megatron_miniplm.evaluation.held_out_table import Measured, as_json, table
+from megatron_miniplm.evaluation.held_out_run import Measured, as_json, choose_iterations, table
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.view import write_view
 

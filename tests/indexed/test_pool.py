@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from megatron_runs import write_corpus
 
-from megatron_miniplm.indexed.pool import Pool
+from megatron_miniplm.indexed.reader import Pool
 
 #: Five prefixes, three of them without sequences, and an empty sequence in the second.
 PREFIXES = [[], [[1, 2, 3], [], [4]], [], [[5, 6]], []]

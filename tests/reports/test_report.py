@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from megatron_runs import write_corpus
-from pages import Page
+from report_pages import Page
 from reported_corpora import ATTACKS, HOSTILE_SOURCE, Scored
 from score_stores import write_scores
 

@@ -25,7 +25,7 @@ from megatron_miniplm.reports.tally import (
     TallyPass,
     best_places,
 )
-from megatron_miniplm.selection.attributes import Attributes
+from megatron_miniplm.selection.candidates import Attributes
 
 
 def tally_of(selection: Path, *others: Path, num_examples: int = 7) -> Tally:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from pages import Page
+from report_pages import Page
 from reported_corpora import ATTACKS, Scored
 
 from megatron_miniplm.reports.plots import Plot

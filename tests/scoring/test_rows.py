@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from megatron_runs import random_sequences, write_corpus
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.indexed.pool import Pool
+from megatron_miniplm.indexed.reader import Pool
 from megatron_miniplm.scoring.rows import (
     ROW_MULTIPLE,
     Row,

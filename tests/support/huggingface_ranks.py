@@ -28,7 +28,7 @@ from megatron.training import get_model  # noqa: E402
 from megatron.training.global_vars import unset_global_variables  # noqa: E402
 
 from megatron_miniplm.indexed import IndexedCorpus  # noqa: E402
-from megatron_miniplm.indexed.pool import Pool  # noqa: E402
+from megatron_miniplm.indexed.reader import Pool  # noqa: E402
 from megatron_miniplm.mcore import models  # noqa: E402
 from megatron_miniplm.mcore.huggingface.loading import load_weights  # noqa: E402
 from megatron_miniplm.mcore.huggingface.megatron_flags import architecture_of_args  # noqa: E402

@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_miniplm.artifacts import Manifest, atomic_output
 from megatron_miniplm.artifacts.data_args import DATA_ARGS, expand_prefixes, write_data_args
-from megatron_miniplm.artifacts.directory_lock import sole_writer
+from megatron_miniplm.artifacts.directories import sole_writer
 from megatron_miniplm.artifacts.manifest import ArtifactInput, checksum_of, input_of
 from megatron_miniplm.corpus.retokenization.excerpts import Excerpts
 from megatron_miniplm.corpus.retokenization.from_text import ExcerptEncoder, convert_text

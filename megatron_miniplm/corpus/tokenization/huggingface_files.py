@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_miniplm.artifacts.regular_files import open_regular, require_at_most
+from megatron_miniplm.artifacts.reading import open_regular, require_at_most
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import is_rust_error
 from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.errors import InputError, one_line

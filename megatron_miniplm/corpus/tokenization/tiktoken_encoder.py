@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts import Fingerprint, digest_file, digest_values
-from megatron_miniplm.artifacts.regular_files import open_regular
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.corpus.tokenization.gigatoken_engine import (
     HARD_TEXTS,
     Encode,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_miniplm.artifacts import atomic_output, digest_values, sole_writer_of_file, write_json, write_result
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, hasher
-from megatron_miniplm.artifacts.json_files import read_json
+from megatron_miniplm.artifacts.reading import read_json
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.evaluation.harness.task_loading import PAPER_GROUP, LoadedTasks, TaskChoice, load_tasks
 from megatron_miniplm.runtime.text_table import aligned

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_miniplm.artifacts.json_files import read_json
+from megatron_miniplm.artifacts.reading import read_json
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.huggingface.architecture import FAMILIES, Architecture, RopeScaling
 from megatron_miniplm.mcore.huggingface.config_fields import OTHER_ROUTE, ConfigFields, shown

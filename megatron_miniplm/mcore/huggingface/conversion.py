@@ -12,7 +12,7 @@ from megatron.training import get_model
 from megatron.training.checkpointing import save_checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_miniplm.artifacts.directory_lock import sole_writer
+from megatron_miniplm.artifacts.directories import sole_writer
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore import models, program
 from megatron_miniplm.mcore.huggingface.loading import load_weights

@@ -17,7 +17,7 @@ import torch.distributed
 from megatron.core import mpu
 
 from megatron_miniplm.artifacts.atomic import atomic_output, write_json
-from megatron_miniplm.artifacts.whole_directory import whole_directory
+from megatron_miniplm.artifacts.directories import whole_directory
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore.huggingface.architecture import FAMILIES, Architecture, family_of, misfits
 from megatron_miniplm.mcore.huggingface.config_json import LLAMA3_CONSTANTS

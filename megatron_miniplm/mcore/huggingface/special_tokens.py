@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_miniplm.artifacts.json_files import read_json
+from megatron_miniplm.artifacts.reading import read_json
 from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.corpus.tokenization.tokenizers import make_encoder
 from megatron_miniplm.errors import InputError, MiniPLMError

@@ -13,8 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from megatron_miniplm.artifacts.json_files import parse_json, read_json
-from megatron_miniplm.artifacts.regular_files import open_regular, path_below
+from megatron_miniplm.artifacts.reading import open_regular, parse_json, path_below, read_json
 from megatron_miniplm.errors import InputError, one_line
 from megatron_miniplm.mcore.huggingface.architecture import Architecture
 from megatron_miniplm.mcore.huggingface.mapping import tensor_shapes
