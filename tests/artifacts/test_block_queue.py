@@ -97,6 +97,13 @@ def test_one_look_at_blocks_of_others_is_bounded(
     assert len(calls) <= 8 * MAX_LOOKS + 2
 
 
+def test_the_last_free_block_is_found_among_those_of_others(store: ScoreStore, entered: Callable[[], Leases]) -> None:
+    leases, other = entered(), entered()
+    order = drain(BlockQueue(store, leases, "a"))
+    leases.release(order[-1])
+    assert BlockQueue(store, other, "a").take() == order[-1]
+
+
 def test_who_waits_does_not_ask_before_its_time(
     store: ScoreStore, queue: BlockQueue, entered: Callable[[], Leases], monkeypatch: pytest.MonkeyPatch
 ) -> None:
