@@ -2,15 +2,24 @@
 
 import os
 from pathlib import Path
+
 import pytest
 from megatron_runs import write_corpus
 from score_stores import identity_of
+
 from megatron_miniplm.artifacts.leases import Leases, server_time_ns
 from megatron_miniplm.artifacts.scores import ScoreStore
-from megatron_miniplm.slurm.progress import StageProgress, scoring_progress, training_progress
+from megatron_miniplm.slurm.progress import (
+    TAIL_BYTES,
+    StageProgress,
+    TrainingLog,
+    last_error,
+    scoring_progress,
+    tail_lines,
+    training_of,
+    training_progress,
+)
 from megatron_miniplm.slurm.records import Stage
-from megatron_miniplm.slurm.progress import TAIL_BYTES, TrainingLog, last_error, tail_lines, training_of
-
 
 LOG = " [2026-11-23 06:00:00] iteration       50/     450 | elapsed time per iteration (ms): 500.0 |\n"
 
