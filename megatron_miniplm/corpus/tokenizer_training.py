@@ -177,9 +177,10 @@ def _train_sentencepiece(texts: Iterator[str], vocab_size: int) -> dict[str, byt
     import sentencepiece
 
     model = io.BytesIO()
+    read_errors: list[Exception] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(line for text in texts for line in text.splitlines()),
+            sentence_iterator=_lines(texts, read_errors),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -193,8 +194,22 @@ def _train_sentencepiece(texts: Iterator[str], vocab_size: int) -> dict[str, byt
             minloglevel=2,
         )
     except RuntimeError as error:
+        if read_errors:
+            raise read_errors[0] from None
         raise InputError(
             f"SentencePiece cannot train {vocab_size} tokens on this text ({one_line(error)}): give another "
             "--vocab-size or more text"
         ) from None
+    if read_errors:
+        raise read_errors[0]
     return {SENTENCEPIECE_MODEL: model.getvalue()}
+
+
+def _lines(texts: Iterator[str], errors: list[Exception]) -> Iterator[str]:
+    """Lines of all texts. SentencePiece before 0.2.3 takes an error for the end of the text: it is kept in `errors`."""
+    try:
+        for text in texts:
+            yield from text.splitlines()
+    except Exception as error:
+        errors.append(error)
+        raise

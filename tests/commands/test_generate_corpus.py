@@ -28,7 +28,7 @@ def required(tmp_path: Path) -> list[str]:
         ("--prompt-tokens 0", "--prompt-tokens 0 must be at least 1"),
         ("--max-new-tokens 0", "--max-new-tokens 0 must be at least 1"),
         ("--num-sequences 0", "--num-sequences 0 must be at least 1"),
-        ("--random-subset", "--random-subset needs --num-sequences"),
+        ("--random-subset", "--num-sequences is missing: --random-subset needs it"),
         ("--miniplm-corpus nowhere", "nowhere.idx does not exist: give the prefix of a .bin/.idx pair"),
         ("", "--load is missing: give the directory of a Megatron checkpoint"),
         ("--load nowhere", "nowhere is not a Megatron checkpoint"),

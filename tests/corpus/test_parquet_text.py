@@ -57,7 +57,10 @@ def test_labels_within_objects_that_are_not_utf8_are_bad(tmp_path: Path) -> None
     "kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.large_string(), pa.string_view()]
 )
 def test_bytes_and_all_kinds_of_strings_are_text(tmp_path: Path, kind: pa.DataType) -> None:
-    texts = pa.array(["a", "é", None]).cast(kind)
+    try:
+        texts = pa.array(["a", "é", None]).cast(kind)
+    except pa.ArrowNotImplementedError:
+        pytest.skip(f"pyarrow {pa.__version__} cannot cast to {kind}")
     (documents,) = read(write(tmp_path / "a.parquet", pa.table({"text": texts})))
     assert documents.texts["text"] == ["a", "é"]
     assert [line.position for line in documents.rejected] == [2]

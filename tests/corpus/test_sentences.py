@@ -178,9 +178,12 @@ def test_a_saved_model_is_the_same_and_is_one_of_nltk(tmp_path: Path) -> None:
         def join(self, name: str) -> Path:
             return tmp_path / "model" / name
 
+        def __str__(self) -> str:  # what NLTK before 3.10 uses
+            return str(tmp_path / "model")
+
     parameters = punkt.load_punkt_params(Folder())
     assert parameters.abbrev_types == model.abbreviations
-    assert parameters.collocations == model.collocations
+    assert set(parameters.collocations) == model.collocations  # a list before NLTK 3.10
     assert parameters.sent_starters == model.starters
     assert parameters.ortho_context == model.orthography
 

@@ -63,6 +63,17 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_text_before_an_invalid_line_is_not_taken_for_the_whole(
+    algorithm: str, prose_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(prose_path.read_text() + '{"body": "x"}\n')
+    with pytest.raises(InputError, match="expected the key 'text', found 'body'"):
+        train_tokenizer([path], tmp_path / "tokenizer", settings(algorithm, 500))
+    assert not (tmp_path / "tokenizer").exists()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_errors_reach_the_user_and_nothing_is_written(algorithm: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a b c"}\n{"body": "x"}\n')
