@@ -115,12 +115,12 @@ class Quickstart:
         """A part of the pool, executed and planned."""
         flags = ["--load", f"{self._dir}/{name}/checkpoint", "--use-checkpoint-args", *self._tokenizer]
         flags += ["--seq-length", str(CONTEXT_TOKENS), "--micro-batch-size", str(BATCH_ROWS)]
-        flags += ["--miniplm-corpus", f"{self._dir}/split/pool", "--miniplm-block-sequences", "2048"]
+        flags += ["--corpus", f"{self._dir}/split/pool", "--block-sequences", "2048"]
         flags += ["--sample-fraction", str(SAMPLE_FRACTION), "--sample-seed", str(SAMPLE_SEED)]
         found = {}
         for quantity in ("count", "time"):
             with tempfile.TemporaryDirectory(dir=self._dir) as scores:
-                store = ["--miniplm-scores", f"{scores}/{name}"]
+                store = ["--scores", f"{scores}/{name}"]
                 (found[quantity],) = self._measure(quantity, "score-corpus", [*flags, *store])
         windows = self._sampled.windows(context_tokens=CONTEXT_TOKENS, overlap_tokens=CONTEXT_TOKENS // 4)
         return Measured(

@@ -29,7 +29,7 @@ score() {
         --rdzv-endpoint 127.0.0.1:0 --no-python miniplm score-corpus \
         --load "$RUN/$name/checkpoint" --use-checkpoint-args "${TOKENIZER[@]}" "$@" \
         --seq-length "$seq_length" --micro-batch-size 16 \
-        --miniplm-corpus "$RUN/split/pool" --miniplm-scores "$RUN/scores/$name" --miniplm-block-sequences 2048 \
+        --corpus "$RUN/split/pool" --scores "$RUN/scores/$name" --block-sequences 2048 \
         >> "$RUN/logs/score_$name.log" 2>&1 || { tail -n 30 "$RUN/logs/score_$name.log"; return 1; }
     miniplm scores "$RUN/scores/$name"
 }

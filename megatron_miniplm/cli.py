@@ -24,6 +24,7 @@ from megatron_miniplm.runtime.command_line import (
     CommandParser,
     MissingFlagError,
     UsageError,
+    announce_former_spellings,
     did_you_mean,
     print_help,
     print_version,
@@ -70,6 +71,7 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
     argv = list(sys.argv[1:] if argv is None else argv)
     if print_version(argv, visible=os.environ.get("RANK", "0") == "0"):
         return 0
+    announce_former_spellings(argv, visible=os.environ.get("RANK", "0") == "0")
     module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[name][0]}")
     if not logging.root.handlers:
         handler = logging.StreamHandler(sys.stderr)

@@ -87,8 +87,8 @@ load_configuration() {
     done
     ((${#REFERENCE_TRAINING[@]} == 0 || ${#SPLIT[@]})) ||
         refuse "$file: REFERENCE_TRAINING needs SPLIT, such as SPLIT=(--reference-fraction 0.05): what it trains on must not be scored"
-    ((${#EVALUATION_LM[@]} == 0 || ${#HELDOUT[@]} || ${#HELDOUT_TEXT[@]})) || [[ " ${EVALUATION_LM[*]}" == *" --miniplm-corpus"* ]] ||
-        refuse "$file: EVALUATION_LM has nothing to evaluate on: set HELDOUT_TEXT or HELDOUT, or give it --miniplm-corpus PREFIX"
+    ((${#EVALUATION_LM[@]} == 0 || ${#HELDOUT[@]} || ${#HELDOUT_TEXT[@]})) || [[ " ${EVALUATION_LM[*]}" == *" --corpus"* ]] ||
+        refuse "$file: EVALUATION_LM has nothing to evaluate on: set HELDOUT_TEXT or HELDOUT, or give it --corpus PREFIX"
     for name in "${STUDENTS[@]}"; do
         [[ $name =~ ^[a-z0-9_]+$ ]] || refuse "$file: student $name: a name has lower case letters, digits and _ only"
         [[ -v STUDENT_$name ]] || refuse "$file: student $name has no STUDENT_$name=(Megatron flags)"
@@ -332,7 +332,7 @@ stage_score() {
     # A model from Hugging Face brings its tokenizer.
     [[ " ${flags[*]} " == *" --load-hf "* ]] || flags+=("${TOKENIZER_FLAGS[@]}")
     megatron miniplm score-corpus "${flags[@]}" "${SCORING[@]}" "${more[@]}" \
-        --miniplm-corpus "${POOL[@]}" --miniplm-scores "$RUN_DIR/scores/$name"
+        --corpus "${POOL[@]}" --scores "$RUN_DIR/scores/$name"
 }
 
 stage_select() {
@@ -380,12 +380,12 @@ stage_measure() {
     local directory=$RUN_DIR/student-${1#evaluate-} corpus=()
     local model=(--load "$directory/checkpoint" --use-checkpoint-args "${TOKENIZER_FLAGS[@]}")
     if ((${#EVALUATION_LM[@]})); then
-        [[ " ${EVALUATION_LM[*]}" == *" --miniplm-corpus"* ]] || corpus=(--miniplm-corpus "${HELDOUT_PREFIXES[@]}")
+        [[ " ${EVALUATION_LM[*]}" == *" --corpus"* ]] || corpus=(--corpus "${HELDOUT_PREFIXES[@]}")
         megatron miniplm evaluate-lm "${model[@]}" "${EVALUATION_LM[@]}" "${corpus[@]}" \
-            --miniplm-scores "$directory/evaluation/lm" --json "$directory/evaluation/lm.json" || return
+            --scores "$directory/evaluation/lm" --json "$directory/evaluation/lm.json" || return
     fi
     ((${#EVALUATION_TASKS[@]} == 0)) || megatron miniplm evaluate-tasks "${model[@]}" "${EVALUATION_TASKS[@]}" \
-        --miniplm-results "$directory/evaluation/tasks" --json "$directory/evaluation/tasks.json"
+        --results "$directory/evaluation/tasks" --json "$directory/evaluation/tasks.json"
 }
 
 stage_evaluate() {

@@ -84,11 +84,11 @@ def test_a_wrong_command_is_found(page: str, text: str, expected: str) -> None:
 def test_what_only_a_run_knows_is_no_complaint() -> None:
     shell = """
 miniplm score-corpus <your flags> --seq-length N --micro-batch-size "$SIZE" --tensor-model-parallel-size $((2 * 4)) \\
-    --miniplm-corpus $(cat data_args.txt) "${more[@]}" --miniplm-scores DIR ... > scores.log   # --what
+    --corpus $(cat data_args.txt) "${more[@]}" --scores DIR ... > scores.log   # --what
 """
     (command,) = commands_of("a.md", fenced(shell))
     assert [word for word in command.words if word.startswith("--")] == [
-        "--seq-length", "--micro-batch-size", "--tensor-model-parallel-size", "--miniplm-corpus", "--miniplm-scores",
+        "--seq-length", "--micro-batch-size", "--tensor-model-parallel-size", "--corpus", "--scores",
     ]  # fmt: skip
     assert wrong_in([command]) == []
 

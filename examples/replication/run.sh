@@ -67,8 +67,8 @@ select_by() {
         --ratio 0.5 --output "$RUN/selections/$1" "${@:2}"
 }
 select_by refined                                     # the teacher knows better than the reference: MiniPLM
-select_by teacher-perplexity --from-scores=-teacher   # lowest perplexity of the teacher
-select_by reference-perplexity --from-scores=-reference
+select_by teacher-perplexity --rank-by=-teacher   # lowest perplexity of the teacher
+select_by reference-perplexity --rank-by=-reference
 
 say "students"
 POOL=$RUN/split/pool/data_args.txt

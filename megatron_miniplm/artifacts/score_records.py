@@ -24,9 +24,9 @@ IDENTITY = "identity.json"
 _SETTING_TYPES = {"quantity": (str,), "sample_fraction": (int, float), "sample_seed": (int,)}
 #: Settings of `score-corpus` and the flags that set them.
 _FLAGS = {
-    "block_sequences": "--miniplm-block-sequences",
+    "block_sequences": "--block-sequences",
     "context_tokens": "--seq-length",
-    "overlap_tokens": "--miniplm-window-overlap",
+    "overlap_tokens": "--window-overlap",
     "sample_fraction": "--sample-fraction",
     "sample_seed": "--sample-seed",
 }
@@ -93,7 +93,7 @@ def require_equal(directory: Path, there: dict[str, Any], here: dict[str, Any]) 
         if there[part] != here[part]:
             raise FingerprintMismatchError(
                 f"{directory} holds scores of another {part} ({_difference(there[part], here[part])}): "
-                "give another --miniplm-scores directory, or delete this one"
+                "give another --scores directory, or delete this one"
             )
 
 

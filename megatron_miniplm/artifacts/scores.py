@@ -99,7 +99,7 @@ class ScoreStore:
         try:
             BlockPlan.of(identity)
         except ValueError as error:
-            raise InputError(f"{directory} cannot be made ({error}): give another --miniplm-block-sequences") from None
+            raise InputError(f"{directory} cannot be made ({error}): give another --block-sequences") from None
         with _usable(directory):
             directory.mkdir(parents=True, exist_ok=True)
             if path.exists():

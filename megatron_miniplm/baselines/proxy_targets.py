@@ -138,7 +138,7 @@ def check_corpus(store: ScoreStore, corpus: list[dict[str, Any]]) -> None:
     """
     if store.identity["corpus"] != corpus:
         raise FingerprintMismatchError(
-            f"{store.directory} holds scores of {_described(store.identity['corpus'])}, but --miniplm-corpus is "
+            f"{store.directory} holds scores of {_described(store.identity['corpus'])}, but --corpus is "
             f"{_described(corpus)}: give the prefixes that were scored, in the same order"
         )
 

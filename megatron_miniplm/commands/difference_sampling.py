@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--index-only", action="store_true", help="write indices and weights, but no views")
     parser.add_argument(
-        "--processes",
+        "--workers",
         type=int,
         metavar="N",
         help="processes on this host, without torchrun or srun (default: one per core, at most 16)",
@@ -48,7 +48,7 @@ def _add_scores(group: "argparse._ArgumentGroup") -> None:
         "may cover a sample, and their scores replace the predictions",
     )
     group.add_argument(
-        "--from-scores",
+        "--rank-by",
         default=DIFFERENCE,
         metavar="EXPR",
         help=f"rank by this instead of '{DIFFERENCE}', the greatest first: an expression of teacher and reference "
@@ -134,7 +134,7 @@ def _add_weights(group: "argparse._ArgumentGroup") -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    measure = Measure(expression=arguments.from_scores, reduction=arguments.score_reduction)
+    measure = Measure(expression=arguments.rank_by, reduction=arguments.score_reduction)
     rule = Rule(
         measure=measure,
         keep_domains=tuple(arguments.keep_domain),
@@ -143,8 +143,8 @@ def run(arguments: argparse.Namespace) -> None:
         **{name: getattr(arguments, name) for name in _SAME_NAME},
     )
     scores = _scores(arguments, measure)
-    if arguments.processes is not None and arguments.processes < 1:
-        raise InputError(f"--processes {arguments.processes} must be at least 1")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise InputError(f"--workers {arguments.workers} must be at least 1")
     require_readable(arguments.output)
     reference_data = expand_prefixes(arguments.reference_data)
 
@@ -167,7 +167,7 @@ def run(arguments: argparse.Namespace) -> None:
         if ranks.rank == 0:
             _print(arguments.output, summary, rule)
 
-    run_on_ranks(select, arguments.processes)
+    run_on_ranks(select, arguments.workers)
 
 
 _SAME_NAME = (
@@ -195,13 +195,13 @@ def _scores(arguments: argparse.Namespace, measure: Measure) -> dict[str, Path]:
     scores = {role: directory for role, directory in given.items() if directory is not None}
     if arguments.difference_scores is not None:
         if not measure.is_difference:
-            raise InputError("--difference-scores are differences: leave --from-scores out")
+            raise InputError("--difference-scores are differences: leave --rank-by out")
         scores = {PREDICTIONS: arguments.difference_scores, **scores}
     if measure.is_difference and scores.keys() not in ({TEACHER, REFERENCE}, {PREDICTIONS}, {*given, PREDICTIONS}):
         raise InputError("give --teacher-scores and --reference-scores, or --difference-scores, or all three")
     for name, role in (("teacher", TEACHER), ("reference", REFERENCE)):
         if not measure.is_difference and name in measure.names and role not in scores:
-            raise InputError(f"--from-scores {measure.expression!r} needs --{name}-scores")
+            raise InputError(f"--rank-by {measure.expression!r} needs --{name}-scores")
     return scores
 
 

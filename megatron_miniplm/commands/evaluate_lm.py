@@ -5,13 +5,13 @@ many checkpoints of a run, or on a Hugging Face directory:
 
     torchrun --nproc-per-node 8 tools/evaluate_lm.py --load CKPT --use-checkpoint-args --checkpoint-iterations all \\
         --seq-length 1024 --micro-batch-size 16 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
-        --miniplm-corpus data/heldout_text_document code=data/github_text_document \\
-        --miniplm-scores evaluation/student --json evaluation/student.json
+        --corpus data/heldout_text_document code=data/github_text_document \\
+        --scores evaluation/student --json evaluation/student.json
 
     torchrun --nproc-per-node 8 tools/evaluate_lm.py --load-hf Qwen1.5-1.8B --seq-length 1024 --micro-batch-size 16 \\
-        --miniplm-corpus data/heldout_text_document --miniplm-scores evaluation/teacher
+        --corpus data/heldout_text_document --scores evaluation/teacher
 
-Each argument of --miniplm-corpus is one corpus, named by the last part of its path or by NAME=PREFIX. The scores of
+Each argument of --corpus is one corpus, named by the last part of its path or by NAME=PREFIX. The scores of
 each checkpoint and corpus are kept in DIR/CHECKPOINT/CORPUS and are not computed again. To continue a killed job, run
 the same command again.
 """
@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group = parser.add_argument_group(title="miniplm held-out evaluation")
     add_shared_arguments(group)
     group.add_argument(
-        "--miniplm-scores",
+        "--scores",
+        dest="miniplm_scores",
         required=True,
         metavar="DIR",
         help="directory for scores, as DIR/CHECKPOINT/CORPUS; existing scores are reused",
@@ -101,12 +102,12 @@ def _check(argv: Sequence[str]) -> "tuple[HuggingFaceModel | None, list[HeldOutC
     arguments, _ = parser.parse_known_args(argv)
     if "--ckpt-step" in given_flags(argv):
         raise InputError("--ckpt-step has no meaning here: give --checkpoint-iterations")
-    for flag in ("--miniplm-block-sequences", "--every-nth"):
+    for flag in ("--block-sequences", "--every-nth"):
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
         if value is not None and value < 1:
             raise InputError(f"{flag} {value} must be at least 1")
     if Path(arguments.miniplm_scores).is_file():
-        raise InputError(f"--miniplm-scores {arguments.miniplm_scores} is a file: give a directory")
+        raise InputError(f"--scores {arguments.miniplm_scores} is a file: give a directory")
     if arguments.json is not None and arguments.json.is_dir():
         raise InputError(f"--json {arguments.json} is a directory: give a file")
     corpora = read_corpora(arguments.miniplm_corpus)

@@ -5,9 +5,9 @@ is a Megatron checkpoint, or a Hugging Face directory, which needs no other mode
 
     torchrun --nproc-per-node 8 tools/evaluate_tasks.py --load CKPT --use-checkpoint-args \\
         --tensor-model-parallel-size 2 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
-        --miniplm-tasks miniplm-paper --miniplm-results tasks --json tasks.json
+        --tasks miniplm-paper --results tasks --json tasks.json
 
-Finished tasks are kept in --miniplm-results: to continue a killed job, run the same command again. A request longer
+Finished tasks are kept in --results: to continue a killed job, run the same command again. A request longer
 than --seq-length tokens is truncated at its start, as in lm_eval.
 """
 
@@ -48,14 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Our argument group beside Megatron's."""
     group = parser.add_argument_group(title="miniplm tasks")
     group.add_argument(
-        "--miniplm-tasks",
+        "--tasks",
+        dest="miniplm_tasks",
         nargs="+",
         default=[PAPER_GROUP],
         metavar="TASK",
         help=f"tasks, groups or tags of lm_eval, or task files (default: {PAPER_GROUP}, the nine of the paper)",
     )
     group.add_argument(
-        "--miniplm-results",
+        "--results",
+        dest="miniplm_results",
         type=Path,
         required=True,
         metavar="DIR",
@@ -78,7 +80,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="directory with your own tasks; repeat the flag for several",
     )
     group.add_argument(
-        "--miniplm-offline", action="store_true", help="use data sets from the cache only; never access the network"
+        "--offline",
+        dest="miniplm_offline",
+        action="store_true",
+        help="use data sets from the cache only; never access the network",
     )
     group.add_argument(
         "--num-fewshot", type=int, metavar="N", help="examples in the context (default: as each task says, mostly 0)"

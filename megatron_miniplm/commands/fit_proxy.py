@@ -9,7 +9,7 @@ from a Megatron checkpoint or a Hugging Face directory, usually the reference mo
 
     torchrun --nproc-per-node 8 tools/fit_proxy.py --load REFERENCE --use-checkpoint-args \\
         --seq-length 1024 --micro-batch-size 16 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
-        --miniplm-corpus data/pile_text_document --teacher-scores scores/teacher --reference-scores scores/reference \\
+        --corpus data/pile_text_document --teacher-scores scores/teacher --reference-scores scores/reference \\
         --proxy-steps 2000 --lr 1e-4 --save checkpoints/proxy --difference-scores scores/predicted
 
 Part of the sample is held out from the fit. How well predicted and true differences agree on it is printed and written
@@ -114,7 +114,7 @@ def _check(argv: Sequence[str]) -> tuple["HuggingFaceModel | None", int]:
     arguments, _ = parser.parse_known_args(argv)
     if found := sorted(given_flags(argv) & OURS_INSTEAD.keys()):
         raise InputError(f"{found[0]} has no meaning here: give {OURS_INSTEAD[found[0]]}")
-    for flag, least in (("--proxy-steps", 1), ("--proxy-batch-sequences", 1), ("--miniplm-block-sequences", 1)):
+    for flag, least in (("--proxy-steps", 1), ("--proxy-batch-sequences", 1), ("--block-sequences", 1)):
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
         if value is not None and value < least:
             raise InputError(f"{flag} {value} must be at least {least}")

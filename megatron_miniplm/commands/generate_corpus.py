@@ -5,12 +5,12 @@ TP x PP x DP. The model is a Megatron checkpoint, or a Hugging Face directory, w
 
     torchrun --nproc-per-node 8 tools/generate_corpus.py --load-hf Qwen1.5-1.8B \\
         --tensor-model-parallel-size 2 --micro-batch-size 64 \\
-        --miniplm-corpus data/pile_text_document --prompt-tokens 256 --max-new-tokens 768 \\
+        --corpus data/pile_text_document --prompt-tokens 256 --max-new-tokens 768 \\
         --output-prefix data/pile_by_teacher
 
     torchrun --nproc-per-node 8 tools/generate_corpus.py --load CKPT --use-checkpoint-args \\
         --micro-batch-size 64 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
-        --miniplm-corpus data/pile_text_document --prompt-tokens 256 --max-new-tokens 768 \\
+        --corpus data/pile_text_document --prompt-tokens 256 --max-new-tokens 768 \\
         --output-prefix data/pile_by_teacher
 
 Each output sequence is a prompt with its continuation, which ends after --max-new-tokens or with the end-of-document
@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Our argument group beside Megatron's."""
     group = parser.add_argument_group(title="miniplm generation")
     group.add_argument(
-        "--miniplm-corpus",
+        "--corpus",
+        dest="miniplm_corpus",
         nargs="+",
         required=True,
         metavar="PREFIX",
@@ -64,14 +65,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="with --num-sequences: pick N sequences at random with --seed instead of the first N",
     )
     group.add_argument(
-        "--miniplm-block-sequences",
+        "--block-sequences",
+        dest="miniplm_block_sequences",
         type=int,
         default=256,
         metavar="N",
         help="sequences per block, the unit of work and of resuming (default: 256)",
     )
     group.add_argument(
-        "--miniplm-any-tokenizer",
+        "--allow-tokenizer-mismatch",
+        dest="miniplm_any_tokenizer",
         action="store_true",
         help="accept a corpus whose tokenizer has another fingerprint; its ids must mean the same",
     )

@@ -68,7 +68,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="context length in scoring and training (default: %(default)s)",
     )
     data.add_argument(
-        "--miniplm-window-overlap",
+        "--window-overlap",
+        dest="miniplm_window_overlap",
         type=int,
         metavar="N",
         help="as in score-corpus (default: a quarter of --seq-length)",
@@ -186,7 +187,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--reference-tokens {arguments.reference_tokens} must be a number from 0 on")
     overlap = arguments.miniplm_window_overlap
     if overlap is not None and not 0 <= overlap < arguments.seq_length:
-        raise InputError(f"--miniplm-window-overlap {overlap} must lie in [0, --seq-length {arguments.seq_length})")
+        raise InputError(f"--window-overlap {overlap} must lie in [0, --seq-length {arguments.seq_length})")
     if arguments.corpus is not None and arguments.sequence_tokens is not None:
         raise InputError(
             "--sequence-tokens is for --corpus-tokens: the .idx files of --corpus say how long each one is"

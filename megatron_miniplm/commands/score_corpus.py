@@ -5,13 +5,13 @@ is a Megatron checkpoint, or a Hugging Face directory, which needs no other mode
 
     torchrun --nproc-per-node 8 tools/score_corpus.py --load-hf Qwen1.5-1.8B \\
         --tensor-model-parallel-size 2 --seq-length 1024 --micro-batch-size 16 \\
-        --miniplm-corpus data/pile_text_document --miniplm-scores scores/teacher
+        --corpus data/pile_text_document --scores scores/teacher
 
     torchrun --nproc-per-node 8 tools/score_corpus.py --load CKPT --use-checkpoint-args \\
         --seq-length 1024 --micro-batch-size 16 --tokenizer-type HuggingFaceTokenizer --tokenizer-model TOKENIZER \\
-        --miniplm-corpus data/pile_text_document --miniplm-scores scores/reference
+        --corpus data/pile_text_document --scores scores/reference
 
-Jobs with the same --miniplm-scores share the work. To continue a killed job, run the same command again.
+Jobs with the same --scores share the work. To continue a killed job, run the same command again.
 """
 
 import argparse
@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group = parser.add_argument_group(title="miniplm scoring")
     add_shared_arguments(group)
     group.add_argument(
-        "--miniplm-scores",
+        "--scores",
+        dest="miniplm_scores",
         required=True,
         metavar="DIR",
         help="directory to write the scores to; existing scores are continued",
@@ -80,14 +81,18 @@ def add_huggingface_arguments(group: "argparse._ArgumentGroup") -> None:
         help="Hugging Face model, instead of --load: a directory, or a downloaded ORG/NAME",
     )
     group.add_argument(
-        "--miniplm-float32", action="store_true", help="compute in float32, whatever precision --load-hf is stored in"
+        "--float32",
+        dest="miniplm_float32",
+        action="store_true",
+        help="compute in float32, whatever precision --load-hf is stored in",
     )
 
 
 def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     """What `score-corpus`, `fit-proxy` and `evaluate-lm` say of the model, the corpus and how they meet."""
     group.add_argument(
-        "--miniplm-corpus",
+        "--corpus",
+        dest="miniplm_corpus",
         nargs="+",
         required=True,
         metavar="PREFIX",
@@ -95,14 +100,16 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     )
     add_huggingface_arguments(group)
     group.add_argument(
-        "--miniplm-block-sequences",
+        "--block-sequences",
+        dest="miniplm_block_sequences",
         type=int,
         metavar="N",
         help="sequences per block, the unit of work, of resuming and of files (default: by the number of tokens, "
         "64 to 4096 full windows)",
     )
     group.add_argument(
-        "--miniplm-window-overlap",
+        "--window-overlap",
+        dest="miniplm_window_overlap",
         type=int,
         default=None,
         metavar="TOKENS",
@@ -110,7 +117,8 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
         "(default: a quarter of it)",
     )
     group.add_argument(
-        "--miniplm-any-tokenizer",
+        "--allow-tokenizer-mismatch",
+        dest="miniplm_any_tokenizer",
         action="store_true",
         help="accept a corpus whose tokenizer has another fingerprint; its ids must mean the same",
     )
@@ -131,7 +139,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def set_default_overlap(args: argparse.Namespace) -> None:
-    """A quarter of the context, where `--miniplm-window-overlap` is not given."""
+    """A quarter of the context, where `--window-overlap` is not given."""
     if args.miniplm_window_overlap is None:
         args.miniplm_window_overlap = args.seq_length // 4
 
@@ -143,7 +151,7 @@ def model_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[s
         given = "--tokenizer-model" in given_flags(argv)
         return ["--no-use-tokenizer-model-from-checkpoint-args"] if given else []
     flags = model.megatron_flags()
-    if "--miniplm-float32" not in given_flags(argv):
+    if "--float32" not in given_flags(argv):
         flags += model.precision_flags(argv)
     if "--tokenizer-type" not in given_flags(argv):
         flags += ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(model.vocab_size)]
@@ -176,7 +184,7 @@ def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
     arguments, _ = parser.parse_known_args(argv)
     check_prefixes(arguments)
     if arguments.miniplm_block_sequences is not None and arguments.miniplm_block_sequences < 1:
-        raise InputError(f"--miniplm-block-sequences {arguments.miniplm_block_sequences} must be at least 1")
+        raise InputError(f"--block-sequences {arguments.miniplm_block_sequences} must be at least 1")
     if not 0 < arguments.sample_fraction <= 1:
         raise InputError(f"--sample-fraction {arguments.sample_fraction} must lie in (0, 1]")
     model = open_model(arguments, argv)
@@ -185,7 +193,7 @@ def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
 
 
 def check_prefixes(arguments: argparse.Namespace) -> None:
-    """Raise `InputError` where `--miniplm-corpus` contains an invalid dataset prefix."""
+    """Raise `InputError` where `--corpus` contains an invalid dataset prefix."""
     for prefix in expand_prefixes(arguments.miniplm_corpus):
         require_prefix(prefix)
 

@@ -1,7 +1,7 @@
 """Split a corpus at random into a reference part and a pool, as views.
 
 The reference model trains on OUTPUT/reference, teacher and reference score OUTPUT/pool, and students train on what is
-selected from it. Both directories can be given wherever a prefix can (--miniplm-corpus), and each holds a
+selected from it. Both directories can be given wherever a prefix can (--corpus), and each holds a
 `data_args.txt` for Megatron's --data-args-path.
 """
 

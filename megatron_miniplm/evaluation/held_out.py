@@ -111,7 +111,7 @@ class CorpusLoss:
 
 
 def read_corpora(words: Sequence[str]) -> list[HeldOutCorpus]:
-    """Corpora as `--miniplm-corpus` names them: `PREFIX`, a directory of views, or `NAME=` one of them.
+    """Corpora as `--corpus` names them: `PREFIX`, a directory of views, or `NAME=` one of them.
 
     Raises:
         InputError: a prefix does not exist, or two corpora have one name.

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_miniplm.runtime.command_line import canonical_flag
+
 #: `local`: a GPU without Transformer Engine, on which Megatron builds its own layers.
 Machine = Literal["cpu", "local"]
 ANY: tuple[Machine, ...] = ("cpu", "local")
@@ -48,8 +50,8 @@ DEVICE_FLAGS: tuple[DeviceFlag, ...] = (
 
 
 def given_flags(argv: Sequence[str]) -> set[str]:
-    """The long flags on a command line, without values: `--lr` for both `--lr 1` and `--lr=1`."""
-    return {argument.split("=", 1)[0] for argument in argv if argument.startswith("--")}
+    """The long flags on a command line, without values and by their names: `--lr` for both `--lr 1` and `--lr=1`."""
+    return {canonical_flag(argument.split("=", 1)[0]) for argument in argv if argument.startswith("--")}
 
 
 def with_device_flags(argv: Sequence[str], machine: Machine) -> tuple[list[str], list[str]]:

@@ -90,8 +90,8 @@ def _check_tokenizer(prefix: Path, tokenizer: TokenizerIdentity) -> None:
         raise FingerprintMismatchError(
             f"{prefix} was made with tokenizer [{made_with[:SHORT_HEX]}], but {tokenizer.place} is "  # type: ignore[index]
             f"[{tokenizer.fingerprint[:SHORT_HEX]}]{cause}: give --tokenizer-type and --tokenizer-model of the "  # type: ignore[index]
-            "tokenizer that the corpus was made with (miniplm inspect names it), or --miniplm-any-tokenizer where both "
-            "give the same ids"
+            "tokenizer that the corpus was made with (miniplm inspect names it), or --allow-tokenizer-mismatch where "
+            "both give the same ids"
         )
 
 

@@ -27,7 +27,7 @@ from megatron_miniplm.errors import InputError, MiniPLMError, unusable_path
 from megatron_miniplm.mcore.device_flags import given_flags, with_device_flags
 from megatron_miniplm.mcore.megatron_output import hidden, hint
 from megatron_miniplm.mcore.versions import PROGRAMS, SupportedReleases, find_megatron, has_dataset_helpers
-from megatron_miniplm.runtime.command_line import MissingFlagError, UsageError, shorten
+from megatron_miniplm.runtime.command_line import MissingFlagError, UsageError, accept_other_spellings, shorten
 from megatron_miniplm.runtime.launchers import adopt_srun, leave_exit_code_of_crashes
 from megatron_miniplm.runtime.processes import keep_freed_memory
 from megatron_miniplm.runtime.requirements import missing
@@ -129,7 +129,9 @@ def parse(add_arguments: AddArguments | None = None, defaults: dict[str, Any] | 
 
     def extended(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         shorten(parser, _raise)
-        return add_arguments(parser) if add_arguments else parser
+        ours = add_arguments(parser) if add_arguments else parser
+        accept_other_spellings(ours)
+        return ours
 
     # `--eval-interval` has no default, and the training loop divides by it.
     given = given_flags(sys.argv[1:])

@@ -90,7 +90,7 @@ class PipelineSettings:
         reference_tokens: that the reference is trained on; None: one epoch of its part; 0: it is there already.
         ratio: share of the scored sequences that is kept.
         student_tokens: that each student is trained on; None: one epoch of what is kept.
-        context_tokens, overlap_tokens: `--seq-length` of scoring and training, `--miniplm-window-overlap`.
+        context_tokens, overlap_tokens: `--seq-length` of scoring and training, `--window-overlap`.
         sample_fraction: of the scored sequences, which teacher and reference read where there is a proxy.
         proxy_sequences: that the proxy is fitted on, repetitions included; None: each of the sample once.
         recompute: training with `--recompute-granularity full`.

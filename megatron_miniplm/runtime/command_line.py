@@ -30,6 +30,26 @@ _MEGATRON_NOTE = f"Megatron's own flags are accepted too; {HELP_MEGATRON} lists 
 
 #: A rank with nothing to say leaves so much later: launchers end all ranks once one has left, the one that prints too.
 LAST_WORD_SECONDS = 2.0
+#: Flags that stood beside Megatron's under our prefix; both names stay.
+_ALIASES = {
+    f"--miniplm-{name}": f"--{name}"
+    for name in (
+        "block-sequences",
+        "corpus",
+        "float32",
+        "offline",
+        "results",
+        "scores",
+        "tasks",
+        "window-overlap",
+    )
+}
+#: Names of flags in the release before this one.
+FORMER_SPELLINGS = {
+    "--from-scores": "--rank-by",
+    "--miniplm-any-tokenizer": "--allow-tokenizer-mismatch",
+    "--processes": "--workers",
+}
 
 AddArguments = Callable[[argparse.ArgumentParser], Any]
 
@@ -60,6 +80,30 @@ class PlainHelp(argparse.RawDescriptionHelpFormatter):
             return action.help or ""
 
 
+def accept_other_spellings(parser: argparse.ArgumentParser) -> None:
+    """Let a parser take the aliases and former spellings of its flags; its help does not show them."""
+    known = parser._option_string_actions
+    for spelling, flag in {**_ALIASES, **FORMER_SPELLINGS}.items():
+        if flag in known:
+            known.setdefault(spelling, known[flag])
+
+
+def canonical_flag(flag: str) -> str:
+    """A flag by its name, whichever spelling was given."""
+    return _ALIASES.get(flag) or FORMER_SPELLINGS.get(flag, flag)
+
+
+def announce_former_spellings(words: Iterable[str], *, visible: bool = True) -> None:
+    """Print the new name of every flag that is given by a former one.
+
+    Args:
+        visible: False on ranks that have nothing to say.
+    """
+    for flag in dict.fromkeys(_flags_among(words)):
+        if visible and (name := FORMER_SPELLINGS.get(flag)):
+            print(f"{flag} is now {name}; the old name works in this release only", file=sys.stderr)
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser that raises `UsageError` instead of printing a page of usage and leaving."""
 
@@ -72,6 +116,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; the words are kept for `error`."""
         self._words = list(sys.argv[1:] if args is None else args)
+        accept_other_spellings(self)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -95,7 +140,7 @@ def usage_message(parser: argparse.ArgumentParser, message: str, words: Sequence
     Args:
         words: the command line. A required flag that is mistyped is reported as missing, and the typo is found here.
     """
-    flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
     if message.startswith(_UNKNOWN):
         unknown = message.removeprefix(_UNKNOWN).split()
         named = [word.split("=", 1)[0] for word in unknown if word.startswith("-")] or unknown

@@ -59,7 +59,7 @@ def score_corpus(
         model: what `models.load_for_scoring` will load.
         tokenizer: that of the flags.
         rules: how sequences meet the model.
-        directory: of the store; None: `--miniplm-scores`.
+        directory: of the store; None: `--scores`.
         shared: of this model, where it scores several corpora one after the other.
 
     Raises:

@@ -50,7 +50,7 @@ def cut_windows(lengths_N: np.ndarray, *, context_tokens: int, overlap_tokens: i
         overlap_tokens: repeated between neighbouring windows, less than the context.
     """
     if not 0 <= overlap_tokens < context_tokens:
-        raise InputError(f"--miniplm-window-overlap {overlap_tokens} must lie in [0, --seq-length {context_tokens})")
+        raise InputError(f"--window-overlap {overlap_tokens} must lie in [0, --seq-length {context_tokens})")
     num_predictions_N = np.maximum(lengths_N.astype(np.int64) - 1, 0)
     stride = context_tokens - overlap_tokens
     beyond_first_N = np.maximum(num_predictions_N - context_tokens, 0)

@@ -205,7 +205,7 @@ class CandidateReader:
         if np.isnan(value_N).any():
             first = piece.start + int(np.argmax(np.isnan(value_N)))
             raise InputError(
-                f"sequence {first} has no number to be ranked by (NaN): change the expression of --from-scores, such "
+                f"sequence {first} has no number to be ranked by (NaN): change the expression of --rank-by, such "
                 "as log(max(x, 0.001)) for log(x)"
             )
         order_N = value_N

@@ -66,7 +66,7 @@ class Measure:
             if not any(node is function for function in called):
                 self._check(node)
         if not self.names & {"teacher", "reference"}:
-            raise InputError(f"--from-scores {self.expression!r} has neither teacher nor reference in it")
+            raise InputError(f"--rank-by {self.expression!r} has neither teacher nor reference in it")
 
     @property
     def names(self) -> frozenset[str]:
@@ -118,7 +118,7 @@ class Measure:
         try:
             return ast.parse(self.expression, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise InputError(f"--from-scores {self.expression!r} is not an expression, such as '-teacher'") from None
+            raise InputError(f"--rank-by {self.expression!r} is not an expression, such as '-teacher'") from None
 
     def _check(self, node: ast.AST) -> None:
         ok = isinstance(node, (ast.expr_context, ast.operator, ast.unaryop)) or (
@@ -129,7 +129,7 @@ class Measure:
         )
         if not ok:
             raise InputError(
-                f"--from-scores {self.expression!r}: {ast.unparse(node)!r} is not allowed; "
+                f"--rank-by {self.expression!r}: {ast.unparse(node)!r} is not allowed; "
                 f"use {', '.join(sorted(_NAMES))}, numbers, + - * / ( ) and {', '.join(_FUNCTIONS)}"
             )
 
@@ -157,7 +157,7 @@ def _evaluate(node: ast.expr, variables: dict[str, np.ndarray]) -> np.ndarray:
 
 
 #: Settings of a store that shape the context in which a token is scored, and the flags that set them.
-_CONTEXT_SETTINGS = {"context_tokens": "--seq-length", "overlap_tokens": "--miniplm-window-overlap"}
+_CONTEXT_SETTINGS = {"context_tokens": "--seq-length", "overlap_tokens": "--window-overlap"}
 #: Share of negative differences from which on teacher and reference were probably exchanged. A teacher that is better
 #: than its reference has few; two models that are equally good have half.
 SUSPICIOUS_NEGATIVE_FRACTION = 0.9
@@ -197,7 +197,7 @@ def warning_of(summary: dict[str, Any], *, is_difference: bool) -> str | None:
     if _is_of_one_value(summary):
         return (
             "warning: every sequence has the same value, or none has one, so that the first of the corpus are kept: "
-            "check that the two stores are of different models, and --from-scores"
+            "check that the two stores are of different models, and --rank-by"
         )
     fraction = summary["negative_fraction"]
     if not is_difference or fraction < SUSPICIOUS_NEGATIVE_FRACTION:

@@ -98,7 +98,7 @@ class Rule:
         if self.threshold is not None and self.per_domain:
             raise InputError("--threshold is the same in every domain: leave --per-domain out")
         if self.drop_negative and not self.measure.is_difference:
-            raise InputError("--drop-negative asks for a difference, --from-scores ranks by something else")
+            raise InputError("--drop-negative asks for a difference, --rank-by ranks by something else")
         if self.repeat and self.weights == "none":
             raise InputError("--repeat-by-weight repeats nothing where all weights are 1: give --weights")
         if both := sorted(set(self.keep_domains) & set(self.drop_domains)):

@@ -18,7 +18,7 @@ from megatron_miniplm.training.document_index import WHOLE_RUN, Phase, phases_of
 
 OBJECT_STORAGE = ("s3://", "msc://")
 _CHUNK_SEQUENCES = 1 << 22
-#: `--from-scores` where nothing else was asked for.
+#: `--rank-by` where nothing else was asked for.
 _DIFFERENCE = "reference - teacher"
 #: A weight of 0 in a loss mask would take the token out of the count that the loss is divided by; a much smaller one
 #: makes subnormal gradients, with which CPUs are slow.

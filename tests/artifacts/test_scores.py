@@ -143,7 +143,7 @@ def test_without_the_manifest_a_store_is_incomplete(finished: ScoreStore) -> Non
         ),
         (
             lambda i: i["settings"].update(block_sequences=2),
-            r"another settings \(--miniplm-block-sequences: 3 there, 2 here\)",
+            r"another settings \(--block-sequences: 3 there, 2 here\)",
         ),
         (lambda i: i["settings"].update(new=1), r"another settings \(new: None there, 1 here\)"),
     ],
@@ -158,7 +158,7 @@ def test_a_stranger_is_refused_by_name(
     with pytest.raises(FingerprintMismatchError, match=message) as raised:
         ScoreStore.create_or_resume(store.directory, stranger)
     assert str(raised.value).startswith(f"{store.directory} holds scores of ")
-    assert str(raised.value).endswith(": give another --miniplm-scores directory, or delete this one")
+    assert str(raised.value).endswith(": give another --scores directory, or delete this one")
     assert directory_bytes(store.directory) == before
 
 
@@ -395,7 +395,7 @@ def test_a_store_of_format_2_without_a_block_is_started_anew(store: ScoreStore, 
 
 def test_more_blocks_than_can_be_listed_are_refused(tmp_path: Path, identity: dict[str, Any]) -> None:
     identity["corpus"][0]["num_sequences"] = 1 << 40
-    with pytest.raises(InputError, match=r"expected at most 4194304.*: give another --miniplm-block-sequences"):
+    with pytest.raises(InputError, match=r"expected at most 4194304.*: give another --block-sequences"):
         ScoreStore.create_or_resume(tmp_path / "scores", identity)
 
 

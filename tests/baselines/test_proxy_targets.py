@@ -107,7 +107,7 @@ def test_other_corpora_and_other_rules(corpus: IndexedCorpus, known: np.ndarray,
     stranger = write("stranger", other, np.ones(NUM_SEQUENCES), known, **SAMPLED)
     with pytest.raises(FingerprintMismatchError, match=r"teacher holds scores of web \[\w{8}\], but stranger of books"):
         check_pair(teacher, stranger)
-    with pytest.raises(FingerprintMismatchError, match=r"teacher holds scores of web .* but --miniplm-corpus is books"):
+    with pytest.raises(FingerprintMismatchError, match=r"teacher holds scores of web .* but --corpus is books"):
         check_corpus(teacher, identity_of([other], model="any")["corpus"])
     masked = write("masked", corpus, np.ones(NUM_SEQUENCES), known, **SAMPLED, masked_input=7)
     with pytest.raises(FingerprintMismatchError, match="teacher was scored with masked_input None, masked with 7"):

@@ -92,7 +92,7 @@ def test_every_command_and_its_flags_are_known() -> None:
     assert list(known) == list(COMMANDS)
     assert known["difference-sampling"]["--sampling"].choices == ("top", "gumbel")
     assert known["scores"]["--json"].takes_value is False
-    assert {"--miniplm-scores", "--version", "--help"} <= set(known["score-corpus"])
+    assert {"--scores", "--version", "--help"} <= set(known["score-corpus"])
     assert "--miniplm-selection" in known["inspect-batch"], "the flags of the run"
     assert all("\n" not in flag.help for flags in known.values() for flag in flags.values())
 

@@ -16,7 +16,7 @@ def required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for iteration in (2, 4, 6):
         (tmp_path / f"run/iter_{iteration:07d}").mkdir(parents=True)
     (tmp_path / "run/latest_checkpointed_iteration.txt").write_text("4")
-    return ["evaluate-lm", "--miniplm-corpus", "corpus", "--miniplm-scores", "scores"]
+    return ["evaluate-lm", "--corpus", "corpus", "--scores", "scores"]
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,9 @@ def required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("--load run --every-nth 0", "--every-nth 0 must be at least 1"),
         ("--load run --ckpt-step 2", "--ckpt-step has no meaning here: give --checkpoint-iterations"),
         ("--load run --json run", "--json run is a directory: give a file"),
-        ("--load run --miniplm-scores corpus.bin", "--miniplm-scores corpus.bin is a file: give a directory"),
-        ("--load run --miniplm-corpus corpus x=corpus x=corpus", "two corpora are called x: name them, as in NAME"),
-        ("--load run --miniplm-corpus x=nowhere", "nowhere.idx does not exist: give the prefix of a .bin/.idx pair"),
+        ("--load run --scores corpus.bin", "--scores corpus.bin is a file: give a directory"),
+        ("--load run --corpus corpus x=corpus x=corpus", "two corpora are called x: name them, as in NAME"),
+        ("--load run --corpus x=nowhere", "nowhere.idx does not exist: give the prefix of a .bin/.idx pair"),
         ("--load run/iter_0000002", "run/iter_0000002 is not a Megatron checkpoint"),
         ("", "--load is missing: give the directory of a Megatron checkpoint"),
     ],

@@ -10,7 +10,7 @@ from megatron_miniplm.artifacts.scores import NOT_SCORED
 from megatron_miniplm.cli import run_tool
 
 SCORES = ["--teacher-scores", "teacher", "--reference-scores", "reference"]
-FLAGS = ["--miniplm-corpus", "web", "--difference-scores", "predicted", "--proxy-steps", "5", "--save", "proxy"]
+FLAGS = ["--corpus", "web", "--difference-scores", "predicted", "--proxy-steps", "5", "--save", "proxy"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--teacher-scores", "reference"], "reference holds scores of every sequence: there is nothing to predict; "),
         (["--reference-scores", "stranger"], "teacher holds scores of web ["),
         (["--reference-scores", "guesses"], "guesses holds predicted differences: give the NLLs that score-corpus"),
-        (["--miniplm-corpus", "nowhere"], "nowhere.idx does not exist: give the prefix of a .bin/.idx pair, "),
+        (["--corpus", "nowhere"], "nowhere.idx does not exist: give the prefix of a .bin/.idx pair, "),
         (["--proxy-steps", "0"], "--proxy-steps 0 must be at least 1"),
         (["--proxy-batch-sequences", "0"], "--proxy-batch-sequences 0 must be at least 1"),
         (["--holdout-fraction", "1"], "--holdout-fraction 1.0 must lie in (0, 1)"),

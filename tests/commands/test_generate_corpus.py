@@ -12,7 +12,7 @@ from megatron_miniplm.cli import main
 def required(tmp_path: Path) -> list[str]:
     write_corpus(tmp_path / "corpus", [[1, 2, 3]])
     return [
-        *("generate-corpus", "--miniplm-corpus", str(tmp_path / "corpus"), "--output-prefix", str(tmp_path / "out")),
+        *("generate-corpus", "--corpus", str(tmp_path / "corpus"), "--output-prefix", str(tmp_path / "out")),
         *("--prompt-tokens", "2", "--max-new-tokens", "3", "--tensor-model-parallel-size", "2", "--bf16"),
     ]
 
@@ -29,7 +29,7 @@ def required(tmp_path: Path) -> list[str]:
         ("--max-new-tokens 0", "--max-new-tokens 0 must be at least 1"),
         ("--num-sequences 0", "--num-sequences 0 must be at least 1"),
         ("--random-subset", "--num-sequences is missing: --random-subset needs it"),
-        ("--miniplm-corpus nowhere", "nowhere.idx does not exist: give the prefix of a .bin/.idx pair"),
+        ("--corpus nowhere", "nowhere.idx does not exist: give the prefix of a .bin/.idx pair"),
         ("", "--load is missing: give the directory of a Megatron checkpoint"),
         ("--load nowhere", "nowhere is not a Megatron checkpoint"),
         ("--load nowhere --load-hf nowhere", "--load and --load-hf name two models: give one"),
@@ -47,4 +47,4 @@ def test_refused_in_one_line(
 
 def test_a_missing_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate-corpus", "--load", "nowhere"]) == 2
-    assert "the following arguments are required: --miniplm-corpus" in capsys.readouterr().err
+    assert "the following arguments are required: --corpus" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_lengths_of_a_real_corpus(tmp_path: Path) -> None:
         (["--corpus-tokens", "nan"], "--corpus-tokens nan must be a positive number"),
         (["--corpus-tokens", "1e9", "--seq-length", "0"], "--seq-length 0 must be a positive number"),
         (["--corpus-tokens", "1e9", "--reference-fraction", "1"], "--reference-fraction 1.0 must lie in [0, 1)"),
-        (["--corpus-tokens", "1e9", "--miniplm-window-overlap", "1024"], "must lie in [0, --seq-length 1024)"),
+        (["--corpus-tokens", "1e9", "--window-overlap", "1024"], "must lie in [0, --seq-length 1024)"),
         (["--corpus-tokens", "1e9", "--proxy", "qwen-104m"], "--proxy needs --sample-fraction"),
         (["--corpus-tokens", "1e9", "--gpu", "T4"], "--gpu T4 is not known"),
         (["--corpus-tokens", "1e9", "--teacher", "gpt-9"], "gpt-9 is no model: expected a Hugging Face directory"),

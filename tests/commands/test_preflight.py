@@ -6,7 +6,7 @@ from megatron_miniplm.commands import preflight
 from megatron_miniplm.commands.preflight import StageCommand, find_faults, read_commands
 
 SELECTION = "miniplm difference-sampling --teacher-scores t --reference-scores r --output o"
-SCORING = "miniplm score-corpus --miniplm-corpus c --miniplm-scores s"
+SCORING = "miniplm score-corpus --corpus c --scores s"
 LAUNCHED = "python -m megatron_miniplm.launch ~/Megatron-LM/pretrain_gpt.py --num-layers 2 --flag-of-the-script"
 
 
@@ -48,12 +48,12 @@ def test_every_command_that_cannot_be_parsed_is_named_with_its_stage() -> None:
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("miniplm score-corpus --miniplm-corpus c --miniplm-scores s --no-flag-of-ours 3", None),
+        ("miniplm score-corpus --corpus c --scores s --no-flag-of-ours 3", None),
         (
-            "miniplm score-corpus --miniplm-corpus c --miniplm-scores s --miniplm-flaot32",
-            "did you mean --miniplm-float32",
+            "miniplm score-corpus --corpus c --scores s --miniplm-flaot32",
+            "did you mean --float32",
         ),
-        ("miniplm score-corpus --miniplm-corpus c", "required: --miniplm-scores"),
+        ("miniplm score-corpus --corpus c", "required: --scores"),
         ("python -m megatron_miniplm.pretrain_gpt --miniplm-kd-alfa=1", "did you mean --miniplm-kd-alpha"),
     ],
 )

@@ -27,7 +27,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_context_length_is_named(
     command: str, model: str, remedy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = f"{command} {model} --micro-batch-size 1 --miniplm-corpus corpus --miniplm-scores scores"
+    flags = f"{command} {model} --micro-batch-size 1 --corpus corpus --scores scores"
     assert main(flags.split()) == 2
     assert capsys.readouterr().err == (
         f"error: --seq-length is missing: give the longest context in tokens, {remedy}\n"

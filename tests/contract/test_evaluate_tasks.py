@@ -50,7 +50,7 @@ class Setting:
         return [
             *launcher(num_processes),
             str(EVALUATE),
-            *("--include-path", str(self.directory / "tasks"), "--miniplm-offline", "--miniplm-results", f"{out}.d"),
+            *("--include-path", str(self.directory / "tasks"), "--offline", "--results", f"{out}.d"),
             *("--json", f"{out}.json", "--samples", f"{out}.jsonl"),
             *flags,
         ]
@@ -120,7 +120,7 @@ def truth_of(export: Path, tasks: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def one_rank(setting: Setting) -> dict[str, Any]:
-    return setting.evaluate("tp1", *setting.model(), "--miniplm-tasks", *NAMES)
+    return setting.evaluate("tp1", *setting.model(), "--tasks", *NAMES)
 
 
 def log_likelihoods(found: dict[str, Any]) -> dict[tuple[str, int], list[tuple[float, bool]]]:
@@ -165,7 +165,7 @@ def test_megatron_answers_as_the_export_does(setting: Setting, one_rank: dict[st
     found = one_rank
     if layout != "tp1":
         model = ["--load-hf", str(setting.directory / "hf")] if layout.endswith("hf") else setting.model()
-        tasks = ["--miniplm-tasks", ",".join(NAMES)]
+        tasks = ["--tasks", ",".join(NAMES)]
         found = setting.evaluate(layout, *model, *tasks, *flags, num_processes=num_processes)
     assert_same_answers(found, setting.truth)
 
@@ -192,7 +192,7 @@ def test_perplexities_are_those_of_lm_eval(one_rank: dict[str, Any], setting: Se
 
 def test_a_stopped_job_continues_with_two_replicas(setting: Setting, one_rank: dict[str, Any]) -> None:
     """What was finished stays as it is and is not asked again; replicas change not a bit of the rest."""
-    flags = [*setting.model(), "--miniplm-tasks", *NAMES]
+    flags = [*setting.model(), "--tasks", *NAMES]
     process = rank_server().start(
         setting.command("stopped", *flags), environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -217,7 +217,7 @@ def test_a_stopped_job_continues_with_two_replicas(setting: Setting, one_rank: d
 def test_a_data_set_that_is_not_here_is_one_line_before_the_model_loads(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = setting.command("missing", *setting.model(), "--miniplm-tasks", "hellaswag", num_processes=2)
+    command = setting.command("missing", *setting.model(), "--tasks", "hellaswag", num_processes=2)
     monkeypatch.setenv("MINIPLM_VERBOSE", "1")  # shows when the model loads
     process = run([word for word in command if word not in ("--include-path", str(setting.directory / "tasks"))])
     (line,) = (line for line in process.stderr.splitlines() if line.startswith("error: "))

@@ -67,8 +67,8 @@ def model_of(directory: Path) -> Callable[[str], PreTrainedModel]:
 def command(directory: Path, output: str, *flags: str, model: str = "llama", num_processes: int = 1) -> list[str]:
     return [
         *launcher(num_processes),
-        *(str(GENERATE_CORPUS), "--load-hf", str(directory / model), "--miniplm-corpus", str(directory / "corpus")),
-        *("--output-prefix", str(directory / output), "--miniplm-block-sequences", "10", "--micro-batch-size", "4"),
+        *(str(GENERATE_CORPUS), "--load-hf", str(directory / model), "--corpus", str(directory / "corpus")),
+        *("--output-prefix", str(directory / output), "--block-sequences", "10", "--micro-batch-size", "4"),
         *("--prompt-tokens", str(PROMPT_TOKENS), "--max-new-tokens", str(NEW_TOKENS), "--eod-token-id", str(EOD)),
         *flags,
     ]
@@ -149,7 +149,7 @@ def test_a_megatron_checkpoint_and_a_student_of_what_it_wrote(tiny: TinyRun) -> 
     found = generated(
         [
             *(*launcher(1), str(GENERATE_CORPUS), "--load", str(tiny.checkpoint), "--use-checkpoint-args", *DATA_FLAGS),
-            *("--miniplm-corpus", *map(str, tiny.prefixes), "--output-prefix", str(output), *flags),
+            *("--corpus", *map(str, tiny.prefixes), "--output-prefix", str(output), *flags),
             *("--num-sequences", "40", "--random-subset"),
         ]
     )
@@ -218,8 +218,8 @@ def test_frequencies_are_the_models(
     found = generated(
         [
             *command(directory, f"samples-{len(flags)}", *flags.split()),
-            *("--miniplm-corpus", str(source), "--max-new-tokens", "1", "--eod-token-id", "-1"),
-            *("--micro-batch-size", "500", "--miniplm-block-sequences", "2000"),
+            *("--corpus", str(source), "--max-new-tokens", "1", "--eod-token-id", "-1"),
+            *("--micro-batch-size", "500", "--block-sequences", "2000"),
         ]
     )
     drawn = np.array([tokens[-1] for tokens in tokens_of(found)])
@@ -249,7 +249,7 @@ def test_killed_then_stopped_then_finished(directory: Path, model_of: Callable[[
     rng = np.random.default_rng(5)
     num_blocks = 16  # of 10 sequences
     source = write_corpus(directory / "long", [rng.integers(0, VOCAB_SIZE, 20) for _ in range(10 * num_blocks)]).prefix
-    flags = ["--miniplm-corpus", str(source), "--max-new-tokens", "40", "--eod-token-id", "-1"]
+    flags = ["--corpus", str(source), "--max-new-tokens", "40", "--eod-token-id", "-1"]
     disturbed, undisturbed = (
         command(directory, f"recovery/{name}/out", *flags) for name in ("disturbed", "undisturbed")
     )
@@ -306,7 +306,7 @@ def test_what_does_not_fit_is_one_line(directory: Path, model_of: Callable[[str]
         "prompt and continuation have up to 257 tokens, the model's context has 256: lower --prompt": [
             *("--prompt-tokens", "200", "--max-new-tokens", "57")
         ],
-        f"{foreign}: sequence 1 holds token {VOCAB_SIZE}": ["--miniplm-corpus", str(foreign)],
+        f"{foreign}: sequence 1 holds token {VOCAB_SIZE}": ["--corpus", str(foreign)],
         "out.bin exists without out.manifest.json, so it is another tool's": [
             "--output-prefix",
             str(directory / "out"),

@@ -104,8 +104,8 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> TextModel:
 
 def test_loss_perplexity_and_bits_a_byte_of_text(text_model: TextModel, tmp_path: Path) -> None:
     """TP2. Ids and bytes come from the `tokenizers` library and the text itself."""
-    flags = ["--load-hf", text_model.directory, "--tensor-model-parallel-size", "2", "--miniplm-scores", tmp_path]
-    flags += ["--seq-length", str(LONG_CONTEXT_TOKENS), "--miniplm-corpus", f"held={text_model.prefix}"]
+    flags = ["--load-hf", text_model.directory, "--tensor-model-parallel-size", "2", "--scores", tmp_path]
+    flags += ["--seq-length", str(LONG_CONTEXT_TOKENS), "--corpus", f"held={text_model.prefix}"]
     values = evaluate(flags, tmp_path / "new/held.json", num_processes=2)
     (found,) = values["checkpoints"]
     assert (found["checkpoint"], values["corpora"]["held"]["bytes_of"]) == ("model", "scored tokens")
@@ -137,7 +137,7 @@ def test_loss_perplexity_and_bits_a_byte_of_text(text_model: TextModel, tmp_path
 
 def tiny_flags(tiny: TinyRun, scores: Path, *corpora: Path) -> list[str | Path]:
     model = ["--load", tiny.checkpoint, "--use-checkpoint-args", *DATA_FLAGS]
-    return [*model, "--miniplm-scores", scores, "--miniplm-corpus", *corpora, "--miniplm-block-sequences", "50"]
+    return [*model, "--scores", scores, "--corpus", *corpora, "--block-sequences", "50"]
 
 
 def test_a_killed_run_over_checkpoints_goes_on_in_another_layout(tiny: TinyRun, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_what_cannot_be_evaluated_is_one_line(tiny: TinyRun, text_model: TextMod
         train_tokenizer([text_model.prefix.with_name("text.jsonl")], tmp_path / "other", settings)
         tokenizer = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", tmp_path / "other"]
         flags = ["--load-hf", text_model.directory, *tokenizer, "--seq-length", str(LONG_CONTEXT_TOKENS)]
-        flags += ["--miniplm-corpus", text_model.prefix, "--miniplm-scores", scores]
+        flags += ["--corpus", text_model.prefix, "--scores", scores]
         message = "held_text_document was made with tokenizer ["
     process = run(command(flags))
     assert process.returncode == 2, process.stderr[-2000:]

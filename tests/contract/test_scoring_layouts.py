@@ -169,6 +169,6 @@ def test_scores_of_another_corpus_are_one_line(one_rank: ScoreStore, tiny: TinyR
     assert process.returncode == 2
     assert error_lines(process.stderr) == [
         f"error: {one_rank.directory} holds scores of another corpus (name: first there, second here): "
-        "give another --miniplm-scores directory, or delete this one"
+        "give another --scores directory, or delete this one"
     ]
     one_rank.require_complete()

@@ -67,7 +67,7 @@ def fit_command(tiny: TinyRun, sampled: Sampled, name: str, *flags: str, num_pro
         *launcher(num_processes),
         str(REPOSITORY / "tools" / "fit_proxy.py"),
         *("--load", str(tiny.checkpoint), "--use-checkpoint-args", "--micro-batch-size", "8", *DATA_FLAGS),
-        *("--miniplm-corpus", str(sampled.corpus.prefix), "--miniplm-block-sequences", "200"),
+        *("--corpus", str(sampled.corpus.prefix), "--block-sequences", "200"),
         *("--teacher-scores", str(directory / "teacher")),
         *("--reference-scores", str(directory / "reference")),
         *("--proxy-steps", str(NUM_STEPS), "--proxy-batch-sequences", "32", "--lr", "3e-3", "--log-interval", "1"),

@@ -70,7 +70,7 @@ class Scene:
 
     def command(self, directory: Path, world: str) -> list[str]:
         num_processes, flags = WORLDS[world]
-        flags = f"--use-checkpoint-args --miniplm-block-sequences {BLOCK_SEQUENCES} {flags}"
+        flags = f"--use-checkpoint-args --block-sequences {BLOCK_SEQUENCES} {flags}"
         prefixes = [self._corpus.prefix]
         return score_command(self._checkpoint, prefixes, directory, *flags.split(), num_processes=num_processes)
 

@@ -77,7 +77,7 @@ class Scene:
         for flag, value in (
             ("--seq-length", 64),
             ("--micro-batch-size", 8),
-            ("--miniplm-block-sequences", BLOCK_SEQUENCES),
+            ("--block-sequences", BLOCK_SEQUENCES),
         ):
             command[command.index(flag) + 1] = str(value)
         for flag in ("--tokenizer-type", "--vocab-size", "--make-vocab-size-divisible-by"):  # the directory knows
@@ -162,7 +162,7 @@ def test_a_retrained_model_and_a_changed_corpus(scene: Scene) -> None:
     """Under the same paths; and the store goes on once they are as they were."""
     scores = scene.started_store("identity")
     before, times = directory_bytes(scores), block_times(scores)
-    remedy = "give another --miniplm-scores directory, or delete this one"
+    remedy = "give another --scores directory, or delete this one"
     retrained = scene.copy_of_model("retrained")
     change_tensor(retrained, "model.norm.weight", lambda tensor: tensor.mul_(1.001))
     message = refused(scene.command(scores, model=retrained), scores)
@@ -223,7 +223,7 @@ def test_a_corpus_of_another_tokenizer(tmp_path: Path, scene: Scene) -> None:
 
     def command(*flags: str) -> list[str]:
         command = scene.command(scores, *flags, model=model)
-        command[command.index("--miniplm-corpus") + 1] = str(prefix)
+        command[command.index("--corpus") + 1] = str(prefix)
         return command
 
     def message(place: Path) -> str:
@@ -234,7 +234,7 @@ def test_a_corpus_of_another_tokenizer(tmp_path: Path, scene: Scene) -> None:
         return (
             f"{prefix} was made with tokenizer [{ours[:8]}], but {place} is [{theirs.fingerprint()[:8]}]{cause}: give "
             "--tokenizer-type and --tokenizer-model of the tokenizer that the corpus was made with (miniplm inspect "
-            "names it), or --miniplm-any-tokenizer where both give the same ids"
+            "names it), or --allow-tokenizer-mismatch where both give the same ids"
         )
 
     theirs_given = [*tokenizer, str(tmp_path / "theirs")]
@@ -243,7 +243,7 @@ def test_a_corpus_of_another_tokenizer(tmp_path: Path, scene: Scene) -> None:
         shutil.copy(path, model)
     assert refused(command(), scores) == message(model)
     assert not scores.exists()
-    assert run(command(*theirs_given, "--miniplm-any-tokenizer")).returncode == 0
+    assert run(command(*theirs_given, "--allow-tokenizer-mismatch")).returncode == 0
     ScoreStore.open(scores).require_complete()
 
 

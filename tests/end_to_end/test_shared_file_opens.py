@@ -45,7 +45,7 @@ def touched(tiny: TinyRun, directory: Path, num_ranks: int) -> list[Counter[str]
     """What each rank of a scoring job touches, by kind of file."""
     directory.mkdir()
     corpus = write_corpus(directory / "corpus", random_sequences([60] * (NUM_BLOCKS * 10)))
-    flags = ["--use-checkpoint-args", "--miniplm-block-sequences", "10"]
+    flags = ["--use-checkpoint-args", "--block-sequences", "10"]
     command = score_command(tiny.checkpoint, [corpus.prefix], directory / "scores", *flags, num_processes=num_ranks)
     program = command.index(str(SCORE_CORPUS))
     command[program:program] = ["-c", HOOK]

@@ -49,7 +49,7 @@ def test_training_steps(tiny: TinyRun, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_scoring(tiny: TinyRun, tmp_path: Path) -> None:
-    corpus = ["--miniplm-corpus", *map(str, tiny.prefixes), "--miniplm-scores", str(tmp_path / "scores")]
+    corpus = ["--corpus", *map(str, tiny.prefixes), "--scores", str(tmp_path / "scores")]
     flags = ["--load", str(tiny.checkpoint), "--use-checkpoint-args", *DATA_FLAGS, "--micro-batch-size", "8", *corpus]
     (executed,) = executed_flops(tmp_path, "score-corpus", *flags)
     lengths_N = np.concatenate([corpus.lengths_N for corpus in tiny.corpora])

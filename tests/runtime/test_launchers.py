@@ -114,7 +114,7 @@ def test_below_the_report_of_torchrun_the_last_line_is_our_error(tmp_path: Path)
     environment = {name: value for name, value in os.environ.items() if name != EXIT_CODES_VARIABLE}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "megatron_miniplm"]
     missing = tmp_path / "nothing"
-    command = [*launch, *["score-corpus", "--load", "x", "--miniplm-scores", "y", "--miniplm-corpus"], str(missing)]
+    command = [*launch, *["score-corpus", "--load", "x", "--scores", "y", "--corpus"], str(missing)]
     process = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
     assert process.returncode == 1
     lines = process.stderr.splitlines()

@@ -154,7 +154,7 @@ def test_windows_are_as_few_as_the_stride_allows(length: int, context_tokens: in
 def test_overlap_must_leave_room(overlap_tokens: int) -> None:
     with pytest.raises(InputError) as raised:
         rows([100], 64, overlap_tokens)
-    assert str(raised.value) == f"--miniplm-window-overlap {overlap_tokens} must lie in [0, --seq-length 64)"
+    assert str(raised.value) == f"--window-overlap {overlap_tokens} must lie in [0, --seq-length 64)"
 
 
 def packed_rows(lengths: list[int], row_tokens: int) -> list[list[int]]:

@@ -156,7 +156,7 @@ def test_swapped_stores_are_said(
     logging.getLogger().handlers.clear()
     for name, pair in {"right": (teacher, reference), "swapped": (reference, teacher)}.items():
         scores = ["--teacher-scores", str(pair[0]), "--reference-scores", str(pair[1])]
-        output = ["--output", str(tmp_path / name), "--ratio", "0.5", "--processes", "1"]
+        output = ["--output", str(tmp_path / name), "--ratio", "0.5", "--workers", "1"]
         assert run_tool("difference-sampling", [*scores, *output]) == 0
         said = capsys.readouterr().err
         assert ("are not swapped" in said) == (name == "swapped")
@@ -166,7 +166,7 @@ def test_swapped_stores_are_said(
 def test_an_expression_of_ones_own_is_not_judged(
     teacher: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--from-scores=-reference", "--reference-scores", str(reference), "--processes", "1"]
+    flags = ["--rank-by=-reference", "--reference-scores", str(reference), "--workers", "1"]
     assert run_tool("difference-sampling", [*flags, "--output", str(tmp_path / "own"), "--ratio", "0.5"]) == 0
     assert "swapped" not in capsys.readouterr().err
 

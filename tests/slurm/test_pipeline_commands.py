@@ -206,7 +206,7 @@ def test_a_checkpoint_is_scored_with_the_tokenizer_of_the_run(tmp_path: Path, mo
 EVALUATION = """
 SEEDS=(1 2)
 EVALUATION_LM=(--seq-length 1024 --micro-batch-size 16 --bf16)
-EVALUATION_TASKS=(--miniplm-tasks hellaswag)
+EVALUATION_TASKS=(--tasks hellaswag)
 """
 
 
@@ -228,12 +228,12 @@ def test_students_are_evaluated_one_by_one_before_they_are_compared(tmp_path: Pa
     lm, tasks = ([words[1:] for words in planned if words[1] == f"evaluate-{what}"][-1] for what in ("lm", "tasks"))
     assert lm == [
         *("evaluate-lm", *model, "--seq-length", "1024", "--micro-batch-size", "16", "--bf16"),
-        *("--miniplm-corpus", str(tmp_path / "run/data/heldout_text_chunk")),
-        *("--miniplm-scores", str(directory / "evaluation/lm"), "--json", str(directory / "evaluation/lm.json")),
+        *("--corpus", str(tmp_path / "run/data/heldout_text_chunk")),
+        *("--scores", str(directory / "evaluation/lm"), "--json", str(directory / "evaluation/lm.json")),
     ]
     assert tasks == [
-        *("evaluate-tasks", *model, "--miniplm-tasks", "hellaswag"),
-        *("--miniplm-results", str(directory / "evaluation/tasks"), "--json", str(directory / "evaluation/tasks.json")),
+        *("evaluate-tasks", *model, "--tasks", "hellaswag"),
+        *("--results", str(directory / "evaluation/tasks"), "--json", str(directory / "evaluation/tasks.json")),
     ]
     for words in (lm, tasks):
         module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[words[0]][0]}")
@@ -255,7 +255,4 @@ def test_evaluation_without_text_is_refused_before_anything_is_submitted(tmp_pat
     done = subprocess.run([SUBMIT, path, "--dry-run"], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert (
-        "EVALUATION_LM has nothing to evaluate on: set HELDOUT_TEXT or HELDOUT, or give it --miniplm-corpus"
-        in done.stderr
-    )
+    assert "EVALUATION_LM has nothing to evaluate on: set HELDOUT_TEXT or HELDOUT, or give it --corpus" in done.stderr

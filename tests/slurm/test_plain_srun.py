@@ -46,7 +46,7 @@ def test_selection(slurm: SlurmCluster, tmp_path: Path) -> None:
     command = [str(MINIPLM), "difference-sampling", "--ratio", "0.5"]
     for model in ("teacher", "reference"):
         command += [f"--{model}-scores", str(tmp_path / model)]
-    assert main([*command[1:], "--processes", "1", "--output", str(tmp_path / "alone")]) == 0
+    assert main([*command[1:], "--workers", "1", "--output", str(tmp_path / "alone")]) == 0
     srun(slurm, "--nodes=2", "--ntasks=3", command=[*command, "--output", str(tmp_path / "ranks")])
     ours, expected = (directory_bytes(tmp_path / name) for name in ("ranks", "alone"))
     blend = ours["data_args.txt"].decode().replace(f"{tmp_path}/ranks/", f"{tmp_path}/alone/")

@@ -145,11 +145,11 @@ def score_command(
     checkpoint: Path, prefixes: Sequence[Path], scores: Path, *flags: str, num_processes: int = 1
 ) -> list[str]:
     """The command of one scoring run; a flag given twice counts as Megatron's parser has it, the last wins."""
-    ours = ["--miniplm-corpus", *map(str, prefixes), "--miniplm-scores", str(scores)]
+    ours = ["--corpus", *map(str, prefixes), "--scores", str(scores)]
     return [
         *launcher(num_processes),
         str(SCORE_CORPUS),
-        *("--load", str(checkpoint), "--micro-batch-size", "8", *DATA_FLAGS, "--miniplm-block-sequences", "50"),
+        *("--load", str(checkpoint), "--micro-batch-size", "8", *DATA_FLAGS, "--block-sequences", "50"),
         *ours,
         *flags,
     ]

@@ -33,7 +33,7 @@ class ScoringRun(PipelineRun):
         environment: str = "",
         **settings: str,
     ) -> None:
-        flags = [*DATA_FLAGS, "--micro-batch-size", "8", "--miniplm-block-sequences", str(BLOCK_SEQUENCES)]
+        flags = [*DATA_FLAGS, "--micro-batch-size", "8", "--block-sequences", str(BLOCK_SEQUENCES)]
         model = ["--load", checkpoint, "--use-checkpoint-args"]
         configuration = {
             "CORPUS": [corpus],

@@ -29,8 +29,8 @@ _NULL = "--tokenizer-type NullTokenizer --workers 1"
 _CORPORA = "../given/a_text_document ../given/b_text_document"
 _SCORES = "--teacher-scores ../given/teacher --reference-scores ../given/reference"
 #: Megatron programs read a few sequences only: each start takes seconds.
-_MODEL = "--load-hf ../given/model --miniplm-corpus ../given/few --miniplm-any-tokenizer --seq-length 64"
-_MODEL += " --miniplm-block-sequences 5 --micro-batch-size 4"
+_MODEL = "--load-hf ../given/model --corpus ../given/few --allow-tokenizer-mismatch --seq-length 64"
+_MODEL += " --block-sequences 5 --micro-batch-size 4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,13 +171,13 @@ TOOLS = {
         "--json out/plan.json"
     ),
     "score-corpus": WritingTool(
-        command=f"score-corpus {_MODEL} --miniplm-scores out",
+        command=f"score-corpus {_MODEL} --scores out",
         other="--seq-length 32",
         inspected="out",
         is_megatron=True,
     ),
     "evaluate-lm": WritingTool(
-        command=f"evaluate-lm {_MODEL} --miniplm-scores out/scores --json out/loss.json",
+        command=f"evaluate-lm {_MODEL} --scores out/scores --json out/loss.json",
         other="--seq-length 32",
         inspected="out/scores/*/*",
         is_megatron=True,
