@@ -52,7 +52,7 @@ define ALL_TESTS
 	wait $$jobs; status_of_jobs=$$?; cat build/jobs.log; exit $$((status | status_of_jobs))
 endef
 
-.PHONY: dist lower-bounds packaging fuzz chaos mutations test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-shell
+.PHONY: dist lower-bounds packaging fuzz chaos mutations test-costs unit end-to-end slurm-tests lint-check lint-format lint-types lint-imports lint-shell
 
 test: $(READY) lint  ## everything, slow tests included, within the budget of costs
 	$(call ALL_TESTS,--costs)
@@ -134,7 +134,7 @@ build/megatron-%/.ready: $(READY)
 
 SHELL_SCRIPTS = $(wildcard .ci/run examples/*.sh examples/*/*.sh examples/*/*.conf docs/*.conf slurm/*.sh slurm/*.sbatch)
 
-lint: lint-check lint-format lint-types lint-shell
+lint: lint-check lint-format lint-types lint-imports lint-shell
 
 lint-check: $(READY)
 	$(BIN)/ruff check .
@@ -144,6 +144,9 @@ lint-format: $(READY)
 
 lint-types: $(READY)
 	$(BIN)/mypy
+
+lint-imports: $(READY)  ## who may import whom: the contracts in pyproject.toml
+	$(BIN)/lint-imports --no-cache
 
 lint-shell:
 	@if command -v shellcheck > /dev/null; then \

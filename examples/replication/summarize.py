@@ -20,8 +20,8 @@ from scipy import stats
 
 from megatron_miniplm.artifacts import write_json, write_text
 from megatron_miniplm.evaluation.curves import LossCurve, read_curve
+from megatron_miniplm.mcore.checkpoints import checkpoint_directory, recorded_args
 from megatron_miniplm.mcore.flops import ModelShape
-from megatron_miniplm.mcore.models import checkpoint_directory, recorded_args
 
 METHODS = {
     "conventional": "the pool as it is",

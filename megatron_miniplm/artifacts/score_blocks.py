@@ -245,3 +245,14 @@ _CRC_BYTES = CHECKSUM_DTYPE.itemsize
 #: Of format 2.
 UNBOUND = Seal(header=array_header(1, CHECKSUM_DTYPE), identity=b"")
 SEAL_BYTES = Seal.of("00" * DIGEST_BYTES).num_bytes
+
+
+def runs_of(blocks: list[int]) -> list[list[int]]:
+    """Ascending numbers as [first, last] of each run without a gap."""
+    if not blocks:
+        return []
+    blocks_B = np.array(blocks)
+    breaks = np.flatnonzero(np.diff(blocks_B) != 1)
+    firsts = blocks_B[np.concatenate(([0], breaks + 1))]
+    lasts = blocks_B[np.concatenate((breaks, [-1]))]
+    return [[int(first), int(last)] for first, last in zip(firsts, lasts, strict=True)]

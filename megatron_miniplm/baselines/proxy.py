@@ -29,7 +29,7 @@ from megatron_miniplm.baselines.proxy_targets import (
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.reader import Pool
-from megatron_miniplm.mcore import models, program
+from megatron_miniplm.mcore import checkpoints, models, program
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
 from megatron_miniplm.scoring.engine import fill_store
 from megatron_miniplm.scoring.identity import identity_of
@@ -142,8 +142,9 @@ def fit_and_predict(
     scorer = None
     if not _is_fitted(args):
         scorer = _fitted(args, pool, rules, targets)
-    weights = program.on_rank_zero(lambda: models.weights_fingerprint(models.checkpoint_directory(args.save)))
-    proxy = ModelIdentity(path=models.checkpoint_directory(args.save), weights=weights, vocab_size=model.vocab_size)
+    directory = checkpoints.checkpoint_directory(args.save)
+    weights = program.on_rank_zero(lambda: checkpoints.weights_fingerprint(directory))
+    proxy = ModelIdentity(path=directory, weights=weights, vocab_size=model.vocab_size)
     store = _open_store(args, identity, proxy)
     missing = program.on_rank_zero(store.missing_blocks)
     if missing:

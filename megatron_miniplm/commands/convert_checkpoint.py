@@ -74,8 +74,8 @@ def run(argv: Sequence[str]) -> None:
 
 def _to_megatron(ours: argparse.Namespace, rest: Sequence[str]) -> None:
     from megatron_miniplm.mcore import program
+    from megatron_miniplm.mcore.checkpoints import has_checkpoint
     from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
-    from megatron_miniplm.mcore.models import has_checkpoint
 
     with program.alike_on_all_ranks():
         if ours.hf_family or ours.tokenizer_model or ours.vocab_size:
@@ -94,13 +94,13 @@ def _to_megatron(ours: argparse.Namespace, rest: Sequence[str]) -> None:
             *rest,
         ]
     with program.running(flags, defaults=UNUSED_BUT_REQUIRED, complete=model.take_vocabulary) as args:
-        from megatron_miniplm.mcore.huggingface.conversion import to_megatron
+        from megatron_miniplm.mcore.conversion import to_megatron
 
         to_megatron(args, model)
 
 
 def _to_huggingface(ours: argparse.Namespace, rest: Sequence[str]) -> None:
-    from megatron_miniplm.mcore import models, program
+    from megatron_miniplm.mcore import checkpoints, program
     from megatron_miniplm.mcore.device_flags import given_flags
 
     with program.alike_on_all_ranks():
@@ -109,9 +109,9 @@ def _to_huggingface(ours: argparse.Namespace, rest: Sequence[str]) -> None:
         tokenizer_dir = Path(ours.tokenizer_model) if ours.tokenizer_model else None
         if tokenizer_dir is not None and not tokenizer_dir.is_dir():
             raise InputError(f"--tokenizer-model {tokenizer_dir} is no directory: give a Hugging Face tokenizer")
-        checkpoint = models.checkpoint_directory(str(ours.load))
+        checkpoint = checkpoints.checkpoint_directory(str(ours.load))
         program.prepare()  # reading the checkpoint needs Megatron
-        vocab_size = ours.vocab_size or models.recorded_vocab_size(checkpoint)
+        vocab_size = ours.vocab_size or checkpoints.recorded_vocab_size(checkpoint)
         if vocab_size is None and tokenizer_dir is None:
             raise InputError(
                 f"{checkpoint} does not say how many of its rows are padding: give --tokenizer-model or --vocab-size"
@@ -121,14 +121,14 @@ def _to_huggingface(ours: argparse.Namespace, rest: Sequence[str]) -> None:
             tokenizer = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(tokenizer_dir)]
         flags = [
             *("--load", str(ours.load), "--use-checkpoint-args", "--no-use-tokenizer-model-from-checkpoint-args"),
-            *([] if given_flags(rest) & {"--bf16", "--fp16"} else models.recorded_precision_flags(checkpoint)),
+            *([] if given_flags(rest) & {"--bf16", "--fp16"} else checkpoints.recorded_precision_flags(checkpoint)),
             *tokenizer,
             *rest,
         ]
     with program.running(flags, defaults=UNUSED_BUT_REQUIRED) as args:
         from megatron.training import get_tokenizer
 
-        from megatron_miniplm.mcore.huggingface.conversion import to_huggingface
+        from megatron_miniplm.mcore.conversion import to_huggingface
 
         args.vocab_size = vocab_size or get_tokenizer().vocab_size
         to_huggingface(args, ours.save_hf, ours.hf_family, tokenizer_dir)

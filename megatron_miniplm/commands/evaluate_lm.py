@@ -129,7 +129,7 @@ def _prepare(args: argparse.Namespace) -> list[int | None]:
 
 
 def _iterations(args: argparse.Namespace) -> list[int | None]:
-    from megatron_miniplm.mcore.models import checkpoint_directory
+    from megatron_miniplm.mcore.checkpoints import checkpoint_directory
 
     latest = checkpoint_directory(args.load)
     return choose_iterations(Path(args.load), latest, args.checkpoint_iterations, args.every_nth)

@@ -209,7 +209,7 @@ def open_model(arguments: argparse.Namespace, argv: Sequence[str]) -> "HuggingFa
     if arguments.load is not None and arguments.load_hf is not None:
         raise InputError("--load and --load-hf name two models: give one")
     if arguments.load_hf is None:
-        from megatron_miniplm.mcore.models import checkpoint_directory
+        from megatron_miniplm.mcore.checkpoints import checkpoint_directory
 
         checkpoint_directory(arguments.load, _checkpoint_step(argv))
         return None

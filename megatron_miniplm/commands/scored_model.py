@@ -8,7 +8,7 @@ from megatron.training import get_tokenizer
 from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.corpus.tokenization.tokenizers import make_encoder
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.mcore import models, program
+from megatron_miniplm.mcore import checkpoints, program
 from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
 from megatron_miniplm.scoring.rows import ScoringRules
@@ -64,17 +64,17 @@ def _huggingface_model(args: argparse.Namespace, huggingface: HuggingFaceModel) 
 
 def _megatron_model(args: argparse.Namespace) -> ModelIdentity:
     """A Megatron checkpoint; its real vocabulary is the tokenizer's unless the checkpoint knows of more rows."""
-    directory = models.checkpoint_directory(args.load, args.ckpt_step)
+    directory = checkpoints.checkpoint_directory(args.load, args.ckpt_step)
     if args.use_checkpoint_args:
-        models.take_architecture(args, directory)
-    program.on_rank_zero(lambda: models.check_architecture(args, directory))
-    weights = program.on_rank_zero(lambda: models.weights_fingerprint(directory))
-    recorded = program.on_rank_zero(lambda: models.recorded_vocab_size(directory))
+        checkpoints.take_architecture(args, directory)
+    program.on_rank_zero(lambda: checkpoints.check_architecture(args, directory))
+    weights = program.on_rank_zero(lambda: checkpoints.weights_fingerprint(directory))
+    recorded = program.on_rank_zero(lambda: checkpoints.recorded_vocab_size(directory))
     return ModelIdentity(
         path=directory,
         weights=weights,
         vocab_size=max(get_tokenizer().vocab_size, recorded or 0),
-        training_data=program.on_rank_zero(lambda: models.recorded_training_data(directory)),
+        training_data=program.on_rank_zero(lambda: checkpoints.recorded_training_data(directory)),
     )
 
 

@@ -19,10 +19,12 @@ import numpy as np
 from megatron_miniplm.artifacts.directories import sole_writer_of_file
 from megatron_miniplm.artifacts.leases import Holder, in_flight
 from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
+from megatron_miniplm.artifacts.score_blocks import runs_of
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 from megatron_miniplm.errors import CorruptArtifactError
 from megatron_miniplm.runtime.progress import Progress, scaled
 from megatron_miniplm.runtime.terminal import printable_json
+from megatron_miniplm.runtime.text_table import duration
 from megatron_miniplm.slurm.progress import recent_speed
 
 _SHOWN_RUNS = 8
@@ -110,17 +112,6 @@ def describe(
     }
 
 
-def runs_of(blocks: list[int]) -> list[list[int]]:
-    """Ascending numbers as [first, last] of each run without a gap."""
-    if not blocks:
-        return []
-    blocks_B = np.array(blocks)
-    breaks = np.flatnonzero(np.diff(blocks_B) != 1)
-    firsts = blocks_B[np.concatenate(([0], breaks + 1))]
-    lasts = blocks_B[np.concatenate((breaks, [-1]))]
-    return [[int(first), int(last)] for first, last in zip(firsts, lasts, strict=True)]
-
-
 def _workers(holders: list[Holder]) -> list[dict[str, Any]]:
     """One entry a process, the living first."""
     by_owner: dict[str, list[Holder]] = {}
@@ -181,13 +172,3 @@ def _written(runs: list[list[int]]) -> str:
     shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs[:_SHOWN_RUNS])
     num_more = sum(last - first + 1 for first, last in runs[_SHOWN_RUNS:])
     return shown + (f" and {num_more} more" if num_more else "")
-
-
-def duration(seconds: float) -> str:
-    """In the two largest units that matter."""
-    minutes, hours = seconds / 60, seconds / 3600
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    if hours < 1:
-        return f"{minutes:.0f} min"
-    return f"{int(hours)} h {int(minutes) % 60} min" if hours < 48 else f"{int(hours) // 24} d {int(hours) % 24} h"

@@ -21,7 +21,7 @@ from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.held_out import CorpusLoss, Counting, HeldOutCorpus, Loss, Texts, corpus_loss, describe
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.mcore import models, program
+from megatron_miniplm.mcore import checkpoints, program
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
 from megatron_miniplm.mcore.replica import StopRequest
 from megatron_miniplm.runtime.text_table import aligned
@@ -224,7 +224,7 @@ class HeldOutRun:
         gc.collect()  # a model is part of reference cycles, and the next one needs its memory
         trained_tokens = None
         if not args.load_hf:
-            trained_tokens = program.on_rank_zero(lambda: models.recorded_trained_tokens(model.path))
+            trained_tokens = program.on_rank_zero(lambda: checkpoints.recorded_trained_tokens(model.path))
         return Measured(checkpoint=name, iteration=iteration, trained_tokens=trained_tokens, losses=losses)
 
     def _loss(self, corpus: HeldOutCorpus, directory: Path, rules: ScoringRules) -> CorpusLoss:

@@ -11,7 +11,7 @@ from megatron_miniplm.artifacts.lineage import parent_path
 from megatron_miniplm.artifacts.manifest import load_manifest, manifest_path
 from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
-from megatron_miniplm.mcore import models
+from megatron_miniplm.mcore import checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def identity_of_inputs(
         ]
         raise InputError(f"{' and '.join(twins)} are the same corpus: give each once")
     return {
-        "model": {"weights": model.weights, "architecture": models.architecture(args)},
+        "model": {"weights": model.weights, "architecture": checkpoints.architecture(args)},
         "corpus": [
             {"name": corpus.prefix.name, "fingerprint": found, "num_sequences": len(corpus)}
             for corpus, found in zip(corpora, fingerprints, strict=True)

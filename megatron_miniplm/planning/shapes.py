@@ -71,12 +71,12 @@ def model_shape(model: str) -> ModelShape:
 
 
 def _checkpoint_shape(directory: Path) -> ModelShape:
-    from megatron_miniplm.mcore import models
+    from megatron_miniplm.mcore import checkpoints
 
-    iteration_dir = models.checkpoint_directory(str(directory))
+    iteration_dir = checkpoints.checkpoint_directory(str(directory))
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")  # of torch and Megatron, about what only training needs
-        args = models.recorded_args(iteration_dir)
+        args = checkpoints.recorded_args(iteration_dir)
     if args is None:
         raise InputError(f"{iteration_dir} does not say what model it is (legacy format): give a torch_dist checkpoint")
     require_known_layers(args, iteration_dir)

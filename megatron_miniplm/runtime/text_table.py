@@ -1,4 +1,4 @@
-"""Aligned tables of plain text."""
+"""Plain text for people: aligned tables, spans of time."""
 
 from collections.abc import Container, Sequence
 
@@ -24,3 +24,13 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Container[int] = (0,)) -> li
         return "  ".join(padded).rstrip()
 
     return [line(row) for row in rows]
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units that matter."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if hours < 1:
+        return f"{minutes:.0f} min"
+    return f"{int(hours)} h {int(minutes) % 60} min" if hours < 48 else f"{int(hours) // 24} d {int(hours) % 24} h"

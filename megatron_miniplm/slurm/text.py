@@ -1,7 +1,7 @@
 """The report as text: one line a stage, with lines below it for what runs and what went wrong."""
 
-from megatron_miniplm.commands.scores import duration, runs_of
-from megatron_miniplm.runtime.text_table import aligned
+from megatron_miniplm.artifacts.score_blocks import runs_of
+from megatron_miniplm.runtime.text_table import aligned, duration
 from megatron_miniplm.slurm.queue import State
 from megatron_miniplm.slurm.records import Outcome
 from megatron_miniplm.slurm.report import PipelineReport, StageReport, UnitReport, next_steps

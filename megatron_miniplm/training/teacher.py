@@ -16,9 +16,9 @@ from megatron.training.global_vars import set_args
 
 from megatron_miniplm.artifacts.fingerprint import digest_file_samples
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.mcore import models, program
+from megatron_miniplm.mcore import checkpoints, models, program
 
-#: What else than `models.ARCHITECTURE` decides which teacher is built.
+#: What else than `checkpoints.ARCHITECTURE` decides which teacher is built.
 FURTHER_ARCHITECTURE = (
     *("max_position_embeddings", "add_position_embedding", "softmax_scale", "no_rope_freq", "window_attn_skip_freq"),
     *("glu_linear_offset", "activation_func_clamp_value", "spec", "rope_type", "rotary_scaling_factor"),
@@ -83,14 +83,14 @@ class TeacherCheckpoint(NamedTuple):
         Raises:
             InputError: there is no checkpoint, or one in the legacy format.
         """
-        directory = models.checkpoint_directory(checkpoint)
-        recorded = vars(models.recorded_args(directory) or argparse.Namespace())
+        directory = checkpoints.checkpoint_directory(checkpoint)
+        recorded = vars(checkpoints.recorded_args(directory) or argparse.Namespace())
         if not recorded:
             raise InputError(
                 f"{directory} does not say what model it holds: --miniplm-kd-teacher needs a checkpoint in the format "
                 "torch_dist"
             )
-        names = (*models.ARCHITECTURE, *FURTHER_ARCHITECTURE)
+        names = (*checkpoints.ARCHITECTURE, *FURTHER_ARCHITECTURE)
         return cls(
             directory=directory,
             architecture={name: recorded[name] for name in names if name in recorded},

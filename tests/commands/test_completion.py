@@ -8,7 +8,7 @@ import pytest
 
 from megatron_miniplm.cli import main
 from megatron_miniplm.commands import COMMANDS
-from megatron_miniplm.completion import Command, Flag, bash, commands, fish, zsh
+from megatron_miniplm.commands.completion import Command, Flag, bash, commands, fish, zsh
 
 KNOWN = [
     Command(

@@ -13,11 +13,12 @@ from megatron_runs import write_corpus
 from score_stores import identity_of, write_scores
 
 from megatron_miniplm.artifacts.leases import Leases, server_time_ns
+from megatron_miniplm.artifacts.score_blocks import runs_of
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.commands import scores_parquet
-from megatron_miniplm.commands.scores import duration, runs_of
 from megatron_miniplm.indexed import IndexedCorpus, sidecar, write_view
+from megatron_miniplm.runtime.text_table import duration
 from megatron_miniplm.slurm.progress import recent_speed
 
 NLL = [3.5, 0.0, 1.25, 2.5, 0.5]

@@ -44,11 +44,12 @@ program.prepare()
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from megatron_miniplm.mcore import models
+from megatron_miniplm.mcore import checkpoints
 from megatron_miniplm.training import student
 output, teacher, alpha, count, total, vocab_size = (sys.argv.pop(1) for _ in range(6))
 args = program.parse()
 program.initialize()
-models.take_architecture(args, models.checkpoint_directory(args.load))
+checkpoints.take_architecture(args, checkpoints.checkpoint_directory(args.load))
 (model,) = models.load_for_scoring(args)
 dataset, _, _ = student.train_valid_test_datasets_provider([int(total), 0, 0])
 samples = [dataset[index] for index in range(int(count))]

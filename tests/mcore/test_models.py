@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.mcore.models import checkpoint_directory, weights_fingerprint
+from megatron_miniplm.mcore.checkpoints import checkpoint_directory, weights_fingerprint
 
 
 @pytest.fixture

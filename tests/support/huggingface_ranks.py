@@ -29,7 +29,7 @@ from megatron.training.global_vars import unset_global_variables  # noqa: E402
 
 from megatron_miniplm.indexed import IndexedCorpus  # noqa: E402
 from megatron_miniplm.indexed.reader import Pool  # noqa: E402
-from megatron_miniplm.mcore import models  # noqa: E402
+from megatron_miniplm.mcore import checkpoints, models  # noqa: E402
 from megatron_miniplm.mcore.huggingface.loading import load_weights  # noqa: E402
 from megatron_miniplm.mcore.huggingface.megatron_flags import architecture_of_args  # noqa: E402
 from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel  # noqa: E402
@@ -45,7 +45,7 @@ _layout: list[str] | None = None
 def run_job(job: dict[str, Any], tokens_BS: torch.Tensor) -> None:
     if job.get("load"):
         args = _parse(["--vocab-size", "101", "--load", job["load"], "--use-checkpoint-args"], job["layout"])
-        models.take_architecture(args, models.checkpoint_directory(args.load))
+        checkpoints.take_architecture(args, checkpoints.checkpoint_directory(args.load))
         program.initialize()
         chunks = models.load_for_scoring(args)
     else:

@@ -12,7 +12,6 @@
 | `loading` | directory -> the parameters of this rank, with layers and experts numbered over the whole model |
 | `saving` | the parameters of all ranks -> directory with its `config.json` |
 | `special_tokens` | tokenizer, ids of special tokens and generation settings, from a source to an export |
-| `conversion` | the two halves of `miniplm convert-checkpoint` |
 
     config.json ──► Architecture ◄──► Megatron flags / args
                         │

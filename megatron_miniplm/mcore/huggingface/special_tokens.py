@@ -14,7 +14,7 @@ from megatron_miniplm.artifacts.reading import read_json
 from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
 from megatron_miniplm.corpus.tokenization.tokenizers import make_encoder
 from megatron_miniplm.errors import InputError, MiniPLMError
-from megatron_miniplm.mcore import models
+from megatron_miniplm.mcore import checkpoints
 
 GENERATION_FILE = "generation_config.json"
 _CONFIG_FILE = "config.json"
@@ -168,9 +168,9 @@ def tokenizer_of_export(checkpoint: Path, given: Path | None, vocab_size: int) -
     Raises:
         InputError: the tokenizer cannot be read, or has an id beyond the vocabulary.
     """
-    recorded = models.recorded_args(checkpoint) or argparse.Namespace()
+    recorded = checkpoints.recorded_args(checkpoint) or argparse.Namespace()
     directory = given or _directory_of_run(recorded)
-    record = getattr(recorded, models.GENERATION, None)
+    record = getattr(recorded, checkpoints.GENERATION, None)
     source = GenerationSettings.recorded(record) if record else None
     if source is None and directory is not None:
         source = GenerationSettings.of_model(directory)

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_miniplm.artifacts.directories import sole_writer
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.mcore import models, program
+from megatron_miniplm.mcore import checkpoints, models, program
 from megatron_miniplm.mcore.huggingface.loading import load_weights
 from megatron_miniplm.mcore.huggingface.megatron_flags import architecture_of_args
 from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
@@ -44,7 +44,7 @@ def to_megatron(args: argparse.Namespace, model: HuggingFaceModel) -> None:
         load_weights(chunks, model)
         if model.has_tokenizer:
             args.tokenizer_type, args.tokenizer_model = "HuggingFaceTokenizer", str(model.directory.absolute())
-        setattr(args, models.GENERATION, settings.as_record())
+        setattr(args, checkpoints.GENERATION, settings.as_record())
         args.no_save_optim = args.no_save_rng = True
         with program.megatron_errors(f"to save into {args.save}"):
             save_checkpoint(0, chunks, None, None, 0, release=True)
@@ -61,7 +61,7 @@ def _released(directory: Path, num_bytes: int) -> Iterator[None]:
 
         def start() -> None:
             held_by_rank_zero.enter_context(sole_writer(directory))
-            if models.has_checkpoint(directory):
+            if checkpoints.has_checkpoint(directory):
                 raise InputError(f"{directory} holds a checkpoint already: give another directory, or delete it")
             _discard(directory)  # of a process that was killed
             require_space(directory, num_bytes)
@@ -77,7 +77,7 @@ def _released(directory: Path, num_bytes: int) -> Iterator[None]:
 
 
 def _discard_unfinished(directory: Path) -> None:
-    if not models.has_checkpoint(directory):
+    if not checkpoints.has_checkpoint(directory):
         _discard(directory)
 
 
@@ -85,7 +85,7 @@ def _discard(directory: Path) -> None:
     """Remove an unfinished release checkpoint."""
     with suppress(FileNotFoundError):
         shutil.rmtree(directory / _RELEASE)
-    (directory / models.TRACKER).unlink(missing_ok=True)
+    (directory / checkpoints.TRACKER).unlink(missing_ok=True)
 
 
 def _root_cause(error: BaseException) -> str:
@@ -102,8 +102,8 @@ def to_huggingface(args: argparse.Namespace, directory: Path, family: str | None
         family: to force, or None.
         tokenizer_dir: to copy; None for the one that the checkpoint names, if it is still there.
     """
-    checkpoint = models.checkpoint_directory(args.load)
-    models.take_architecture(args, checkpoint)
+    checkpoint = checkpoints.checkpoint_directory(args.load)
+    checkpoints.take_architecture(args, checkpoint)
     if args.padded_vocab_size < args.vocab_size:
         raise InputError(
             f"--vocab-size {args.vocab_size} is more than the {args.padded_vocab_size} rows of {checkpoint}: "
