@@ -4,12 +4,14 @@ Every message names the place, what was expected, what was found and the remedy.
 as one line on stderr and ends with `exit_code`; any other exception is a bug of ours and keeps its traceback.
 """
 
+import re
 import signal
 
 EXIT_BAD_INPUT = 2
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 #: End a tool with EXIT_RESUMABLE. SLURM sends SIGTERM before it kills, and what `--signal` names before the time limit.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_LINE_BREAKS = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
 class MiniPLMError(Exception):
@@ -21,6 +23,10 @@ class MiniPLMError(Exception):
 
     exit_code = EXIT_BAD_INPUT
     reported_elsewhere = False
+
+    def __str__(self) -> str:
+        """The message in one line, whatever the names from data that are in it."""
+        return _LINE_BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), super().__str__())
 
 
 class InputError(MiniPLMError):

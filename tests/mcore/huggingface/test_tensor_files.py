@@ -213,6 +213,13 @@ def test_fuzz_safetensors_headers(tmp_path_factory: pytest.TempPathFactory, case
         assert {name: (entry.shape, entry.dtype) for name, entry in found.items()} == shapes_by_library(path)
 
 
+def test_an_index_that_names_a_file_with_a_line_break(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one\ntwo.safetensors"}}))
+    with pytest.raises(InputError) as raised:
+        stored_tensors(tmp_path)
+    assert str(raised.value).startswith(f"{tmp_path}/one\\ntwo.safetensors is missing")
+
+
 INDEX = {"metadata": {"total_size": 26}, "weight_map": {"a": "one.safetensors", "b": "one.safetensors", "c": "two"}}
 
 
