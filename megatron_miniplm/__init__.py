@@ -7,12 +7,16 @@
                                                                                                       │
       evaluation ◄── student training (megatron.training) ◄── patched dataset builder ◄── refined view, indices, weights
 
-The packages stand in that order: `corpus` and `indexed` make and read Megatron binaries, `scoring` gives every sequence
-its negative log-likelihood, `selection` keeps what the teacher knows better than the reference, `training` brings that
-into any Megatron run, `generation` has the teacher write text, for a baseline. `artifacts` is what the stages hand to
-one another; `mcore` is the only place that knows Megatron's versions. Stages never import one another. `pipeline` reads
-what the batch jobs in slurm/ write down. `reports` has pages and texts for people, and `planning` estimates costs; only
-commands import these two.
+The stages, in the order of the flow: `corpus` and `indexed` make and read Megatron binaries, `scoring` gives every
+sequence its negative log-likelihood, `selection` keeps what the teacher knows better than the reference, `training`
+brings that into any Megatron run. No stage imports another.
+
+They stand on `artifacts`, which stages hand to one another, `mcore`, the only package that knows Megatron's versions,
+and `runtime`: processes, launchers, progress, safe printing.
+
+Around them, imported by `commands` only: `evaluation` (did it help), `planning` (what it costs), `reports` (pages and
+texts for people), `baselines` (text that the teacher writes, a proxy that scores), `slurm` (what the batch jobs have
+done). `make lint` checks who imports whom.
 """
 
 __version__ = "0.1.0"

@@ -33,7 +33,7 @@ from megatron_miniplm.commands.score_corpus import (
 )
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.held_out import WHOLE_SEQUENCES, HeldOutCorpus, read_corpora
-from megatron_miniplm.evaluation.held_out_run import ALL, LATEST, Measured, as_json, choose_iterations, table
+from megatron_miniplm.evaluation.held_out_table import ALL, LATEST, Measured, as_json, choose_iterations, table
 from megatron_miniplm.mcore.device_flags import given_flags
 from megatron_miniplm.runtime.command_line import our_flags_only, wants_help
 

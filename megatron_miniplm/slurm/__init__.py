@@ -2,9 +2,9 @@
 
     RUN_DIR/slurm/pipeline.tsv ┐
     RUN_DIR/slurm/done/        ├─ records ─┐
-    RUN_DIR/slurm/attempts/    ┘           ├─ states ─┐
-    squeue ─────────────────────── queue ──┘          ├─ report ─ text ──► `miniplm status`
-    logs, checkpoints, scores ──── logs, progress ────┘
+    RUN_DIR/slurm/attempts/    ┘           ├─ queue ─┐
+    squeue ────────────────────────────────┘         ├─ report ─ text ──► `miniplm status`
+    logs, checkpoints, scores ─────────── progress ──┘
 
 The shell scripts in slurm/ write these files while they are read here, and nothing here writes any of them.
 """

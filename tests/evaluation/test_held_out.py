@@ -23,7 +23,7 @@ from megatron_miniplm.evaluation.held_out import (
     read_corpora,
     scored_targets,
 )
-from megatron_miniplm.evaluation.held_out_run import Measured, as_json, choose_iterations, table
+from megatron_miniplm.evaluation.held_out_table import Measured, as_json, choose_iterations, table
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.view import write_view
 
