@@ -20,6 +20,7 @@ from megatron_miniplm.evaluation.held_out import CorpusLoss, Counting, HeldOutCo
 from megatron_miniplm.evaluation.held_out_table import Measured
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.mcore import checkpoints, program
+from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
 from megatron_miniplm.mcore.replica import StopRequest
 from megatron_miniplm.scoring.engine import SharedScorer, score_corpus
 from megatron_miniplm.scoring.rows import ScoringRules
