@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add_shared_arguments(group)
     group.add_argument(
         "--scores",
-        dest="miniplm_scores",
         required=True,
         metavar="DIR",
         help="directory for scores, as DIR/CHECKPOINT/CORPUS; existing scores are reused",
@@ -106,11 +105,11 @@ def _check(argv: Sequence[str]) -> "tuple[HuggingFaceModel | None, list[HeldOutC
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
         if value is not None and value < 1:
             raise InputError(f"{flag} {value} must be at least 1")
-    if Path(arguments.miniplm_scores).is_file():
-        raise InputError(f"--scores {arguments.miniplm_scores} is a file: give a directory")
+    if Path(arguments.scores).is_file():
+        raise InputError(f"--scores {arguments.scores} is a file: give a directory")
     if arguments.json is not None and arguments.json.is_dir():
         raise InputError(f"--json {arguments.json} is a directory: give a file")
-    corpora = read_corpora(arguments.miniplm_corpus)
+    corpora = read_corpora(arguments.corpus)
     model = open_model(arguments, argv)
     if model is None:
         _iterations(arguments)
@@ -122,7 +121,7 @@ def _check(argv: Sequence[str]) -> "tuple[HuggingFaceModel | None, list[HeldOutC
 
 def _prepare(args: argparse.Namespace) -> list[int | None]:
     """Make the directories that will be needed, and look again which checkpoints there are. For rank 0."""
-    Path(args.miniplm_scores).mkdir(parents=True, exist_ok=True)
+    Path(args.scores).mkdir(parents=True, exist_ok=True)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
     return [None] if args.load_hf else _iterations(args)
@@ -177,7 +176,7 @@ def _report(
         }
         for corpus in corpora
     }
-    rules = {"context_tokens": args.seq_length, "overlap_tokens": args.miniplm_window_overlap}
+    rules = {"context_tokens": args.seq_length, "overlap_tokens": args.window_overlap}
     counted = {"mask_eod": args.mask_eod, "score_first_token": args.score_first_token}
     checkpoints = [as_json(row) for row in rows]
     model = str(args.load_hf or args.load)

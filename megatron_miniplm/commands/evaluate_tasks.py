@@ -49,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group = parser.add_argument_group(title="miniplm tasks")
     group.add_argument(
         "--tasks",
-        dest="miniplm_tasks",
         nargs="+",
         default=[PAPER_GROUP],
         metavar="TASK",
@@ -57,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--results",
-        dest="miniplm_results",
         type=Path,
         required=True,
         metavar="DIR",
@@ -81,7 +79,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--offline",
-        dest="miniplm_offline",
         action="store_true",
         help="use data sets from the cache only; never access the network",
     )
@@ -124,7 +121,7 @@ def _check(argv: Sequence[str]) -> "HuggingFaceModel | None":
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least}")
-    if arguments.miniplm_offline:
+    if arguments.offline:
         stay_offline()
     return open_model(arguments, argv)
 
@@ -136,7 +133,7 @@ def _evaluate(args: argparse.Namespace, huggingface: "HuggingFaceModel | None") 
     from megatron_miniplm.mcore import models
     from megatron_miniplm.scoring.continuations import ContinuationScorer
 
-    args.miniplm_any_tokenizer = False  # there is no corpus that it could fit or not
+    args.allow_tokenizer_mismatch = False  # there is no corpus that it could fit or not
     identity, tokenizer, _ = model_and_tokenizer(args, huggingface)
     orders = Orders()
     scorers: list[ContinuationScorer] = []
@@ -173,12 +170,12 @@ def _ask(
         precision=str(args.params_dtype),
     )
     choice = TaskChoice(
-        names=tuple(name for word in args.miniplm_tasks for name in word.split(",")),
+        names=tuple(name for word in args.tasks for name in word.split(",")),
         include_dirs=tuple(args.include_path),
         num_fewshot=args.num_fewshot,
         limit=args.limit,
     )
-    files = ResultFiles(args.miniplm_results, key, choice)
+    files = ResultFiles(args.results, key, choice)
     return evaluate_tasks(choice, files, load, json_path=args.json, samples_path=args.samples)
 
 

@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> None:
         args.sample_fraction, args.sample_seed = 1.0, 0
         # Megatron's own would be a multiple of the number of replicas. Its scheduler counts in it.
         args.global_batch_size = args.proxy_batch_sequences
-        fit_and_predict(args, expand_prefixes(args.miniplm_corpus), *scoring_setup(args, model))
+        fit_and_predict(args, expand_prefixes(args.corpus), *scoring_setup(args, model))
 
 
 def _check(argv: Sequence[str]) -> tuple["HuggingFaceModel | None", int]:

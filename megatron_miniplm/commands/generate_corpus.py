@@ -47,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group = parser.add_argument_group(title="miniplm generation")
     group.add_argument(
         "--corpus",
-        dest="miniplm_corpus",
         nargs="+",
         required=True,
         metavar="PREFIX",
@@ -66,7 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--block-sequences",
-        dest="miniplm_block_sequences",
         type=int,
         default=256,
         metavar="N",
@@ -74,7 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--allow-tokenizer-mismatch",
-        dest="miniplm_any_tokenizer",
         action="store_true",
         help="accept a corpus whose tokenizer has another fingerprint; its ids must mean the same",
     )
@@ -129,7 +126,7 @@ def run(argv: Sequence[str]) -> None:
 
         identities = model_and_tokenizer(args, model)[:2]
         settings = _settings(args, program.on_rank_zero(lambda: _end_of_document(args, model)))
-        generate_corpus(args, expand_prefixes(args.miniplm_corpus), args.output_prefix, *identities, settings)
+        generate_corpus(args, expand_prefixes(args.corpus), args.output_prefix, *identities, settings)
 
 
 def _check(argv: Sequence[str]) -> "HuggingFaceModel | None":
@@ -138,7 +135,7 @@ def _check(argv: Sequence[str]) -> "HuggingFaceModel | None":
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
     check_prefixes(arguments)
-    for name in ("prompt_tokens", "max_new_tokens", "num_sequences", "miniplm_block_sequences"):
+    for name in ("prompt_tokens", "max_new_tokens", "num_sequences", "block_sequences"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value} must be at least 1")
@@ -183,6 +180,6 @@ def _settings(args: argparse.Namespace, eod_id: int | None) -> GenerationSetting
         eod_id=eod_id,
         num_sequences=args.num_sequences,
         random_subset=args.random_subset,
-        block_sequences=args.miniplm_block_sequences,
+        block_sequences=args.block_sequences,
         batch_sequences=args.micro_batch_size,
     )

@@ -69,7 +69,6 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--window-overlap",
-        dest="miniplm_window_overlap",
         type=int,
         metavar="N",
         help="as in score-corpus (default: a quarter of --seq-length)",
@@ -185,7 +184,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} {value} must be a positive number")
     if arguments.reference_tokens is not None and not 0 <= arguments.reference_tokens < math.inf:
         raise InputError(f"--reference-tokens {arguments.reference_tokens} must be a number from 0 on")
-    overlap = arguments.miniplm_window_overlap
+    overlap = arguments.window_overlap
     if overlap is not None and not 0 <= overlap < arguments.seq_length:
         raise InputError(f"--window-overlap {overlap} must lie in [0, --seq-length {arguments.seq_length})")
     if arguments.corpus is not None and arguments.sequence_tokens is not None:
@@ -218,7 +217,7 @@ def _settings(arguments: argparse.Namespace) -> "PipelineSettings":
     from megatron_miniplm.planning.cost import PipelineSettings
     from megatron_miniplm.planning.sequences import SequenceLengths
 
-    context, overlap = arguments.seq_length, arguments.miniplm_window_overlap
+    context, overlap = arguments.seq_length, arguments.window_overlap
     if arguments.corpus is not None:
         corpus = SequenceLengths.of_prefixes(expand_prefixes(arguments.corpus))
     else:

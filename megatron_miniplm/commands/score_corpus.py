@@ -38,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add_shared_arguments(group)
     group.add_argument(
         "--scores",
-        dest="miniplm_scores",
         required=True,
         metavar="DIR",
         help="directory to write the scores to; existing scores are continued",
@@ -82,7 +81,6 @@ def add_huggingface_arguments(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--float32",
-        dest="miniplm_float32",
         action="store_true",
         help="compute in float32, whatever precision --load-hf is stored in",
     )
@@ -92,7 +90,6 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     """What `score-corpus`, `fit-proxy` and `evaluate-lm` say of the model, the corpus and how they meet."""
     group.add_argument(
         "--corpus",
-        dest="miniplm_corpus",
         nargs="+",
         required=True,
         metavar="PREFIX",
@@ -101,7 +98,6 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     add_huggingface_arguments(group)
     group.add_argument(
         "--block-sequences",
-        dest="miniplm_block_sequences",
         type=int,
         metavar="N",
         help="sequences per block, the unit of work, of resuming and of files (default: by the number of tokens, "
@@ -109,7 +105,6 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--window-overlap",
-        dest="miniplm_window_overlap",
         type=int,
         default=None,
         metavar="TOKENS",
@@ -118,7 +113,6 @@ def add_shared_arguments(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--allow-tokenizer-mismatch",
-        dest="miniplm_any_tokenizer",
         action="store_true",
         help="accept a corpus whose tokenizer has another fingerprint; its ids must mean the same",
     )
@@ -135,13 +129,13 @@ def run(argv: Sequence[str]) -> None:
         from megatron_miniplm.commands.scored_model import scoring_setup
         from megatron_miniplm.scoring.engine import score_corpus
 
-        score_corpus(args, expand_prefixes(args.miniplm_corpus), *scoring_setup(args, model))
+        score_corpus(args, expand_prefixes(args.corpus), *scoring_setup(args, model))
 
 
 def set_default_overlap(args: argparse.Namespace) -> None:
     """A quarter of the context, where `--window-overlap` is not given."""
-    if args.miniplm_window_overlap is None:
-        args.miniplm_window_overlap = args.seq_length // 4
+    if args.window_overlap is None:
+        args.window_overlap = args.seq_length // 4
 
 
 def model_flags(model: "HuggingFaceModel | None", argv: Sequence[str]) -> list[str]:
@@ -183,8 +177,8 @@ def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
     parser.add_argument("--load")
     arguments, _ = parser.parse_known_args(argv)
     check_prefixes(arguments)
-    if arguments.miniplm_block_sequences is not None and arguments.miniplm_block_sequences < 1:
-        raise InputError(f"--block-sequences {arguments.miniplm_block_sequences} must be at least 1")
+    if arguments.block_sequences is not None and arguments.block_sequences < 1:
+        raise InputError(f"--block-sequences {arguments.block_sequences} must be at least 1")
     if not 0 < arguments.sample_fraction <= 1:
         raise InputError(f"--sample-fraction {arguments.sample_fraction} must lie in (0, 1]")
     model = open_model(arguments, argv)
@@ -194,7 +188,7 @@ def _check_paths(argv: Sequence[str]) -> "HuggingFaceModel | None":
 
 def check_prefixes(arguments: argparse.Namespace) -> None:
     """Raise `InputError` where `--corpus` contains an invalid dataset prefix."""
-    for prefix in expand_prefixes(arguments.miniplm_corpus):
+    for prefix in expand_prefixes(arguments.corpus):
         require_prefix(prefix)
 
 

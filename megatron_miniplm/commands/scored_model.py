@@ -33,7 +33,7 @@ def scoring_setup(
             raise InputError(f"--mask-eod: {tokenizer.place} has no end-of-document token")
     rules = ScoringRules(
         context_tokens=args.seq_length,
-        overlap_tokens=args.miniplm_window_overlap,
+        overlap_tokens=args.window_overlap,
         bos_token=bos_token,
         masked_input=eod_token if args.mask_eod else None,
     )
@@ -91,7 +91,7 @@ def _tokenizer(args: argparse.Namespace, huggingface: HuggingFaceModel | None) -
         place=" and ".join(map(str, settings.files)),
         fingerprint=encoder.fingerprint(),
         vocab_size=encoder.vocab_size,
-        must_match=not args.miniplm_any_tokenizer,
+        must_match=not args.allow_tokenizer_mismatch,
         changed_by=getattr(encoder, "changed_by", None),
     )
     return identity, encoder.eod_id

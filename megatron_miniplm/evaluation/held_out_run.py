@@ -51,7 +51,7 @@ class HeldOutRun:
             token_bytes: see `describe`; called on rank 0, once.
         """
         self._args, self._corpora, self._setup, self._token_bytes = args, corpora, setup, token_bytes
-        self._directory = Path(args.miniplm_scores)
+        self._directory = Path(args.scores)
         self.texts: dict[str, Texts] = {}
         self.trained_on: set[str] = set()
 

@@ -66,7 +66,7 @@ def score_corpus(
         MiniPLMError: the corpus, the model or the store cannot be used, a score is not finite, or a signal asked to
             stop (`Interrupted`).
     """
-    directory = directory or Path(args.miniplm_scores)
+    directory = directory or Path(args.scores)
     identity = program.on_rank_zero(lambda: identity_of(args, prefixes, model, tokenizer, rules))
     missing = program.on_rank_zero(lambda: missing_at_start(ScoreStore.create_or_resume(directory, identity)))
     store = ScoreStore(directory, identity)

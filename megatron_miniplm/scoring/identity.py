@@ -33,7 +33,7 @@ def identity_of(
     return {
         **identity_of_inputs(args, prefixes, model, tokenizer),
         "settings": {
-            "block_sequences": args.miniplm_block_sequences or _block_sequences(args, prefixes, rules),
+            "block_sequences": args.block_sequences or _block_sequences(args, prefixes, rules),
             **asdict(rules),
             "sample_fraction": args.sample_fraction,
             "sample_seed": args.sample_seed if args.sample_fraction < 1 else None,
