@@ -51,7 +51,7 @@ def test_every_command_that_cannot_be_parsed_is_named_with_its_stage() -> None:
         ("miniplm score-corpus --corpus c --scores s --no-flag-of-ours 3", None),
         (
             "miniplm score-corpus --corpus c --scores s --miniplm-flaot32",
-            "did you mean --float32",
+            "did you mean --miniplm-float32",
         ),
         ("miniplm score-corpus --corpus c", "required: --scores"),
         ("python -m megatron_miniplm.pretrain_gpt --miniplm-kd-alfa=1", "did you mean --miniplm-kd-alpha"),
