@@ -12,6 +12,8 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from megatron_miniplm.errors import unusable_path
+
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -24,6 +26,16 @@ def named_in_errors(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses in the block into an `InputError` that names the file, or else `path`."""
+    try:
+        with named_in_errors(path):
+            yield
+    except OSError as error:
+        raise unusable_path(error) from error
 
 
 def temporary_beside(path: Path) -> Path:

@@ -28,14 +28,14 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Self
 
-from megatron_miniplm.artifacts.atomic import NO_LINKS, TEMPORARY_SUFFIX, named_in_errors, write_new, write_once
+from megatron_miniplm.artifacts.atomic import NO_LINKS, TEMPORARY_SUFFIX, usable, write_new, write_once
 from megatron_miniplm.artifacts.reading import parse_json
 from megatron_miniplm.errors import CorruptArtifactError, unusable_path
 
@@ -194,7 +194,7 @@ class Leases:
         except OSError:  # only Linux has such addresses
             self.owner = replace(self.owner, sockets="")
         try:
-            with self._usable():
+            with usable(self.directory):
                 self._write_lease()
         except BaseException:
             self._socket.close()
@@ -219,7 +219,7 @@ class Leases:
         if block in self._held:
             return False
         generation = 0
-        with self._usable():
+        with usable(self.directory):
             while not self._create(path := self.directory / claim_name(block, generation)):
                 if not self._may_pass(path):
                     return False
@@ -234,7 +234,7 @@ class Leases:
             KeyError: the block is not ours.
         """
         highest = self._held.pop(block)
-        with self._usable():
+        with usable(self.directory):
             for generation in range(highest + 1):
                 path = self.directory / claim_name(block, generation)
                 self._copies.discard(path)
@@ -242,7 +242,7 @@ class Leases:
 
     def listing(self) -> tuple[int, set[int]]:
         """How many processes have a lease, dead ones included, and which blocks have a claim, expired ones included."""
-        with self._usable(), suppress(FileNotFoundError):
+        with usable(self.directory), suppress(FileNotFoundError):
             names = os.listdir(self.directory)
             claims = [claim for name in names if (claim := _CLAIM.fullmatch(name))]
             return sum(name.endswith(LEASE_SUFFIX) for name in names), {int(claim[1]) for claim in claims}
@@ -323,14 +323,6 @@ class Leases:
                 if not failing:
                     logger.warning("cannot renew the lease, others may take our blocks: %s", unusable_path(error))
                 failing = True
-
-    @contextmanager
-    def _usable(self) -> Iterator[None]:
-        try:
-            with named_in_errors(self.directory):
-                yield
-        except OSError as error:
-            raise unusable_path(error) from error
 
 
 def socket_address(name: str) -> str:

@@ -92,20 +92,20 @@ def require_equal(directory: Path, there: dict[str, Any], here: dict[str, Any]) 
     for part in ("corpus", "model", "settings"):
         if there[part] != here[part]:
             raise FingerprintMismatchError(
-                f"{directory} holds scores of another {part} ({_difference(there[part], here[part])}): "
+                f"{directory} holds scores of another {part} ({first_difference(there[part], here[part])}): "
                 "give another --scores directory, or delete this one"
             )
 
 
-def _difference(there: Any, here: Any) -> str:
-    """The first value that differs, in a few words; a setting by its flag."""
+def first_difference(there: Any, here: Any) -> str:
+    """The first value in which two records differ, in a few words; a setting by its flag."""
     if isinstance(there, dict) and isinstance(here, dict):
         # The size of a block follows from the other settings unless it was given: one of these is the reason.
         keys = sorted({**there, **here}, key=lambda key: key == "block_sequences")
         key = next(key for key in keys if there.get(key) != here.get(key))
-        return f"{_FLAGS.get(key, key)}: {_difference(there.get(key), here.get(key))}"
+        return f"{_FLAGS.get(key, key)}: {first_difference(there.get(key), here.get(key))}"
     if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        return next(_difference(a, b) for a, b in zip(there, here, strict=True) if a != b)
+        return next(first_difference(a, b) for a, b in zip(there, here, strict=True) if a != b)
     if isinstance(there, list) and isinstance(here, list):
         return f"{len(there)} prefixes there, {len(here)} here"
     return f"{_short(there)} there, {_short(here)} here"

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from megatron_miniplm.artifacts.atomic import named_in_errors, write_once
+from megatron_miniplm.artifacts.atomic import usable, write_once
 from megatron_miniplm.artifacts.leases import in_flight
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
@@ -52,7 +52,7 @@ from megatron_miniplm.artifacts.score_records import (
     require_equal,
     seal_of,
 )
-from megatron_miniplm.errors import CorruptArtifactError, InputError, NonFiniteScoreError, unusable_path
+from megatron_miniplm.errors import CorruptArtifactError, InputError, NonFiniteScoreError
 
 __all__ = ["NOT_SCORED", "PREDICTED_DIFFERENCE", "SCORE_DTYPE", "BlockPlan", "ScoreStore"]
 
@@ -100,7 +100,7 @@ class ScoreStore:
             BlockPlan.of(identity)
         except ValueError as error:
             raise InputError(f"{directory} cannot be made ({error}): give another --block-sequences") from None
-        with _usable(directory):
+        with usable(directory):
             directory.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 store = cls.open(directory)
@@ -175,7 +175,7 @@ class ScoreStore:
             )
         assert (scores["num_tokens"] >= NOT_SCORED).all()
         assert not scores["nll"][scores["num_tokens"] == NOT_SCORED].any()
-        with _usable(self.directory):
+        with usable(self.directory):
             self._check_identity()
             (self.directory / BLOCKS).mkdir(exist_ok=True)
             return write_once(self.block_path(block), encode_block(scores, self.seal))
@@ -313,7 +313,7 @@ class ScoreStore:
                 num_scored += int(scored_N.sum())
                 num_tokens += int(scores["num_tokens"].sum(where=scored_N, dtype=np.int64))
         _raise_first(faults)
-        with _usable(self.directory):
+        with usable(self.directory):
             self._check_identity()
             counts = (self.plan.num_sequences, num_scored, num_tokens)
             manifest = publish_manifest(
@@ -383,12 +383,3 @@ def _raise_first(faults: list[str]) -> None:
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise CorruptArtifactError(f"{faults[0]}{more}")
-
-
-@contextmanager
-def _usable(directory: Path) -> Iterator[None]:
-    try:
-        with named_in_errors(directory):
-            yield
-    except OSError as error:
-        raise unusable_path(error) from error

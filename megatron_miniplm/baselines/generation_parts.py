@@ -16,20 +16,20 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, named_in_errors, write_once
+from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, usable, write_once
 from megatron_miniplm.artifacts.fingerprint import DIGEST_BYTES, SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.leases import CLAIMS
 from megatron_miniplm.artifacts.reading import open_regular, read_header, read_json
 from megatron_miniplm.artifacts.score_blocks import BlockPlan
-from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError, unusable_path
+from megatron_miniplm.artifacts.score_records import first_difference
+from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
 
 DIRECTORY_SUFFIX = ".parts"
 IDENTITY = "identity.json"
@@ -135,7 +135,7 @@ class Parts:
             CorruptArtifactError: its identity cannot be read.
         """
         path = self.directory / IDENTITY
-        with self._usable():
+        with usable(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 known = (IDENTITY, CLAIMS)
@@ -156,7 +156,7 @@ class Parts:
 
     def missing_blocks(self) -> list[int]:
         """Blocks without a file, in order; one directory listing."""
-        with self._usable():
+        with usable(self.directory):
             names = set(os.listdir(self.directory))
         return [block for block in range(self.plan.num_blocks) if self.part_path(block).name not in names]
 
@@ -167,7 +167,7 @@ class Parts:
             InputError: it cannot be written; nothing half-written is visible.
         """
         assert len(part.lengths_N2) == len(self.plan.sequences(block))
-        with self._usable():
+        with usable(self.directory):
             return write_once(self.part_path(block), part.to_bytes(self.identity_digest))
 
     def read_block(self, block: int) -> Part:
@@ -223,7 +223,7 @@ class Parts:
         differing = [name for name in ("format_version", *self.identity) if there.get(name) != self._expected(name)]
         if differing:
             name = differing[0]
-            first = _difference(there.get(name), self._expected(name))
+            first = first_difference(there.get(name), self._expected(name))
             raise FingerprintMismatchError(
                 f"{self.directory} holds parts of another {name} ({first}): "
                 "run the command that has begun them, delete them, or give another --output-prefix"
@@ -231,19 +231,3 @@ class Parts:
 
     def _expected(self, name: str) -> Any:
         return json.loads(self._identity_bytes())[name]
-
-    @contextmanager
-    def _usable(self) -> Iterator[None]:
-        try:
-            with named_in_errors(self.directory):
-                yield
-        except OSError as error:
-            raise unusable_path(error) from error
-
-
-def _difference(there: Any, here: Any) -> str:
-    """The first value that differs, in a few words."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        key = next(key for key in {**there, **here} if there.get(key) != here.get(key))
-        return f"{key}: {_difference(there.get(key), here.get(key))}"
-    return f"{there} there, {here} here"
