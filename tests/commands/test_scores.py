@@ -1,19 +1,15 @@
 import json
 import os
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from megatron_runs import write_corpus
 from score_stores import identity_of, write_scores
 
 from megatron_miniplm.artifacts.leases import Leases, server_time_ns
-from megatron_miniplm.artifacts.score_blocks import runs_of
 from megatron_miniplm.artifacts.scores import ScoreStore
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.commands import scores_parquet
@@ -159,13 +155,6 @@ def test_the_speed_is_that_of_the_last_minutes(started: ScoreStore) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-@given(blocks=st.sets(st.integers(0, 40)).map(sorted))
-def test_runs_are_the_blocks_without_gaps(blocks: list[int]) -> None:
-    runs = runs_of(blocks)
-    assert [block for first, last in runs for block in range(first, last + 1)] == blocks
-    assert all(before[1] + 1 < after[0] for before, after in pairwise(runs))
 
 
 def test_many_runs_are_abbreviated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
