@@ -91,7 +91,7 @@ MUTATIONS = {
         file="training/vocab_parallel_kl.py",
         before="teacher_TV = torch.mm(hidden_TH[chunk], weight_VH.t()).float()",
         after="teacher_TV = torch.mm(hidden_TH[chunk], weight_VH.t()).float() / 2",
-        tests=("training/test_distillation.py", "contract/test_distillation_training.py"),
+        tests=("training/test_vocab_parallel_kl.py", "contract/test_distillation_training.py"),
     ),
     "pointers of what is appended": Mutation(
         file="indexed/writer.py",

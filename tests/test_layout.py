@@ -1,4 +1,4 @@
-"""Who may import whom: the contracts in pyproject.toml, which `make lint` checks, find what breaks them."""
+"""Who may import whom, by the contracts in pyproject.toml that `make lint` checks; where the tests of a module are."""
 
 import shutil
 import subprocess
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+#: Share of modules that have a test file of their path.
+LEAST_MIRRORED = 0.8
 LINTER = Path(sys.executable).with_name("lint-imports")
 
 
@@ -39,3 +41,25 @@ def test_a_planted_import_is_found(package: Path, module: str, line: str, broken
     code, printed = lint(package.parent)
     assert code == 1
     assert broken in " ".join(printed.split())
+
+
+def unmirrored(package: Path, tests: Path) -> tuple[list[str], int]:
+    """Modules without a test file of their path, and the number of all modules: a/b.py is tested in a/test_b.py."""
+    paths = [path.relative_to(package) for path in sorted(package.rglob("*.py"))]
+    modules = [path for path in paths if path.stem not in ("__init__", "__main__")]
+    missing = [str(path) for path in modules if not (tests / path.parent / f"test_{path.name}").is_file()]
+    return missing, len(modules)
+
+
+def test_tests_mirror_the_package() -> None:
+    missing, num_modules = unmirrored(REPOSITORY / "megatron_miniplm", REPOSITORY / "tests")
+    assert num_modules > 100
+    share = 1 - len(missing) / num_modules
+    assert share >= LEAST_MIRRORED, f"{share:.1%} of {num_modules} modules have a test file, without: {missing}"
+
+
+def test_a_module_without_a_test_file_is_found(tmp_path: Path) -> None:
+    for path in ("package/__init__.py", "package/a/b.py", "package/a/c.py", "tests/a/test_b.py", "tests/test_c.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    assert unmirrored(tmp_path / "package", tmp_path / "tests") == (["a/c.py"], 2)

@@ -1,4 +1,4 @@
-"""Small tokenizers of both kinds, trained once on English prose of the Python installation."""
+"""Small tokenizers of both kinds, trained once on English prose of the Python installation; units of any size."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
+from megatron_miniplm.corpus import sources, units
 from megatron_miniplm.corpus.tokenization.settings import TextEncoder
 from megatron_miniplm.corpus.tokenization.tokenizers import load_encoder
 from megatron_miniplm.corpus.tokenizer_training import TrainingSettings, train_tokenizer
@@ -59,3 +60,14 @@ def encode_each() -> Split:
         return [part.tolist() for part in np.split(tokens_T, np.cumsum(lengths_N)[:-1])] if texts else []
 
     return encode
+
+
+@pytest.fixture
+def unit_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the size of units."""
+
+    def set_size(size: int) -> None:
+        monkeypatch.setattr(sources, "UNIT_BYTES", size)
+        monkeypatch.setattr(units, "UNIT_BYTES", size)
+
+    return set_size

@@ -17,7 +17,6 @@ from megatron_miniplm.artifacts import Manifest, load_manifest
 from megatron_miniplm.artifacts.manifest import verify_files
 from megatron_miniplm.corpus import build, sources, units
 from megatron_miniplm.corpus.build import WHOLE, BuildSettings, Shard, build_corpus
-from megatron_miniplm.corpus.encoding import append_eod
 from megatron_miniplm.corpus.readers import read_document
 from megatron_miniplm.corpus.sentences import SentenceModel
 from megatron_miniplm.corpus.tokenization.settings import TokenizerSettings
@@ -197,18 +196,6 @@ def test_an_id_that_the_token_type_cannot_hold_is_refused(settings: BuildSetting
     with pytest.raises(InputError, match="the tokenizer gave id 70000, but says that it has 2 tokens, for which Megat"):
         build_corpus(replace(settings, tokenizer=huggingface(tmp_path), append_eod=False), num_workers=1)
     assert output_bytes(settings) == {}
-
-
-@given(documents=st.lists(st.lists(st.integers(1, 9), max_size=4), max_size=8))
-def test_append_eod_ends_every_document_that_has_tokens(documents: list[list[int]]) -> None:
-    tokens_T, lengths_D = append_eod(
-        np.array([token for document in documents for token in document], np.uint32),
-        np.array([len(document) for document in documents], np.int64),
-        0,
-    )
-    expected = [[*document, 0] if document else [] for document in documents]
-    assert tokens_T.tolist() == [token for document in expected for token in document]
-    assert lengths_D.tolist() == [len(document) for document in expected]
 
 
 def build_elsewhere(settings: BuildSettings, name: str, **changes: Any) -> tuple[Path, dict[Path, Manifest]]:

@@ -7,7 +7,6 @@ from torch.utils.tensorboard import SummaryWriter
 from megatron_miniplm.commands.compare_runs import table, verdicts
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.curves import LossCurve, read_curve
-from megatron_miniplm.evaluation.plot import plot_curves
 
 TAG = "lm loss validation vs samples"
 
@@ -87,8 +86,3 @@ def test_table_and_verdicts() -> None:
         "refined reaches the final loss of conventional (2.0000) after 2,000 tokens (67%)",
         "conventional does not reach the final loss of refined (1.5000) in 3,000 tokens",
     ]
-
-
-def test_a_picture_is_written(tmp_path: Path) -> None:
-    plot_curves({"a": curve([4.0, 3.0], [4.2, 3.1]), "b": curve([3.0, 2.0])}, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,16 +1,15 @@
 """Losses from scores of our choosing, against sums written out by hand."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from held_out_texts import DOCUMENTS
 from megatron_runs import write_corpus
 from score_stores import write_scores
 
 from megatron_miniplm.artifacts.scores import SCORE_DTYPE
-from megatron_miniplm.cli import run_tool
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.evaluation.held_out import (
     SCORED_TOKENS,
@@ -23,23 +22,8 @@ from megatron_miniplm.evaluation.held_out import (
     read_corpora,
     scored_targets,
 )
-from megatron_miniplm.evaluation.held_out_table import Measured, as_json, choose_iterations, table
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.view import write_view
-
-DOCUMENTS = ["12 7 12 99", "5", "7 8 9 10 11", "3 3 3"]
-DOMAINS = ["code", "prose", "", "code"]
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> IndexedCorpus:
-    """Four sequences of 4, 1, 5 and 3 tokens, of which all but the first are scored."""
-    lines = [json.dumps({"text": text, "of": domain}) for text, domain in zip(DOCUMENTS, DOMAINS, strict=True)]
-    (tmp_path / "text.jsonl").write_text("\n".join(lines) + "\n")
-    tokenizer = ["--tokenizer-type", "NullTokenizer", "--vocab-size", "100"]
-    paths = ["--input", str(tmp_path / "text.jsonl"), "--output-prefix", str(tmp_path / "held")]
-    assert run_tool("preprocess-data", [*paths, *tokenizer, "--domain-key", "of"]) == 0
-    return IndexedCorpus.open(tmp_path / "held_text_document")
 
 
 def scores_of(nll: list[float], num_tokens: list[int]) -> np.ndarray:
@@ -139,57 +123,3 @@ def test_names_of_corpora(corpus: IndexedCorpus, tmp_path: Path) -> None:
         read_corpora([str(corpus.prefix)] * 2)
     with pytest.raises(InputError, match=r"nothing\.idx does not exist"):
         read_corpora(["some=nothing"])
-
-
-@pytest.mark.parametrize(
-    ("wanted", "every_nth", "chosen"),
-    [
-        (["latest"], 1, [500]),
-        (["all"], 1, [100, 200, 300, 400, 500]),
-        (["all"], 2, [100, 300, 500]),
-        (["all"], 3, [200, 500]),
-        (["all"], 9, [500]),
-        (["300", "100", "300"], 1, [100, 300]),
-    ],
-)
-def test_chosen_iterations(tmp_path: Path, wanted: list[str], every_nth: int, chosen: list[int]) -> None:
-    """One after the tracker's is being written; 0 cannot be asked for with `--ckpt-step`."""
-    for iteration in (0, 100, 200, 300, 400, 500, 600):
-        (tmp_path / f"iter_{iteration:07d}").mkdir()
-    assert choose_iterations(tmp_path, tmp_path / "iter_0000500", wanted, every_nth) == chosen
-    with pytest.raises(InputError, match="has no iteration 600: it has 100, 200, 300, 400, 500"):
-        choose_iterations(tmp_path, tmp_path / "iter_0000500", ["600"])
-    with pytest.raises(InputError, match="--checkpoint-iterations last: expected latest, all, or iterations"):
-        choose_iterations(tmp_path, tmp_path / "iter_0000500", ["last"])
-
-
-def test_a_converted_checkpoint_has_no_number(tmp_path: Path) -> None:
-    assert choose_iterations(tmp_path, tmp_path / "release", ["all"]) == [None]
-    with pytest.raises(InputError, match="release is the only checkpoint"):
-        choose_iterations(tmp_path, tmp_path / "release", ["5"])
-
-
-def test_table_and_json(corpus: IndexedCorpus, tmp_path: Path) -> None:
-    texts = describe(HeldOutCorpus(name="held", prefixes=(corpus.prefix,)), Counting(), None)
-    rows = []
-    for iteration, nll in ((100, [9.0, 0.0, 8.0, 2.0]), (200, [6.0, 0.0, 6.0, 1.0])):
-        store = write_scores(tmp_path / str(iteration), [corpus], nll)
-        losses = {"held": corpus_loss(store, texts)}
-        rows.append(Measured(checkpoint=f"iter_{iteration:07d}", iteration=iteration, trained_tokens=7, losses=losses))
-    lines = table(rows)
-    assert lines[2:5] == [
-        "checkpoint               held",
-        "iter_0000100  2.1111 (0.4762)",
-        "iter_0000200  1.4444 (0.3441)",
-    ]
-    assert lines[-5:] == [
-        "iter_0000200    sequences       tokens         loss   std. error   perplexity  bits a byte",
-        "held                    3            9       1.4444       0.3441         4.24       0.7213",
-        "  (none)                1            4       1.5000            -         4.48       0.7869",
-        "  code                  2            5       1.4000       0.7200         4.06       0.6733",
-        "  prose                 0            0            -            -            -            -",
-    ]
-    values = as_json(rows[0])["corpora"]["held"]
-    assert values["loss_nats_per_token"] == pytest.approx(19 / 9)
-    assert values["domains"]["prose"]["loss_nats_per_token"] is None
-    json.dumps(values, allow_nan=False)

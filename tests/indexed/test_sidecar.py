@@ -1,5 +1,4 @@
 import errno
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -106,12 +105,6 @@ def test_a_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path: Path, monk
             writer.close()
     assert caught.value.filename == str(sidecar_path(tmp_path / "pile"))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_checksums_are_those_of_zlib() -> None:
-    expected = [zlib.crc32(run.tobytes()) for run in np.split(TOKENS_T, np.cumsum(LENGTHS_N)[:-1])]
-    assert crc32_of_runs(TOKENS_T, LENGTHS_N).tolist() == expected
-    assert crc32_of_runs(TOKENS_T[:0], LENGTHS_N[:0]).tolist() == []
 
 
 def test_a_view_leads_to_the_sequences_and_the_sidecar_of_its_source(corpus: IndexedCorpus, tmp_path: Path) -> None:

@@ -178,3 +178,15 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def truncate(path: Path) -> None:
+    """Cut off the last three bytes."""
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip(path: Path, position: int) -> None:
+    """Flip the lowest bit of one byte."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)

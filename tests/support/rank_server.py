@@ -48,6 +48,7 @@ REAL_STARTS = {
     "end_to_end/test_scoring_refusals.py::test_ranks_that_are_silent_let_rank_zero_speak": "torchrun's report",
     "end_to_end/test_launched_training.py": "torchrun; asynchronous saves spawn a process that imports the program",
     "end_to_end/test_paper_recipes.py": "shell scripts start the programs",
+    "runtime/test_processes.py": "a process of one thread",
     "selection/test_independence.py, selection/test_ranks.py": "torchrun; programs that do not import torch",
     "test_launch.py, test_launchers.py": "command lines, spawned processes, srun's environment",
     "test_import_cost.py, mcore/test_cpu_emulation.py, mcore/test_doctor.py, mcore/test_versions.py": "imports",

@@ -13,6 +13,11 @@ from megatron_miniplm.indexed import IndexedCorpus
 
 VERSIONS = {"megatron-core": "0.19.2", "torch": "2.14.1"}
 
+#: Tokens, scores and scored tokens of seven sequences: blocks of 3, 3 and 1.
+SMALL_LENGTHS = [4, 0, 2, 1, 3, 6, 2]
+SMALL_NLL = [3.5, 0.0, 1.25, 0.0, 2.5, 9.0, 0.75]
+SMALL_NUM_TOKENS = [3, 0, 1, 0, 2, 5, 1]
+
 
 def identity_of(corpora: Sequence[IndexedCorpus], *, model: str, block_sequences: int = 3) -> dict[str, Any]:
     return {

@@ -5,11 +5,13 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from megatron_runs import write_corpus
 
 from megatron_miniplm.artifacts.atomic import write_array
 from megatron_miniplm.artifacts.manifest import checksum_of
@@ -133,3 +135,19 @@ def seal(directory: Path) -> None:
     manifest = json.loads((directory / "manifest.json").read_text())
     manifest["files"] = {name: checksum_of(directory / name) for name in names}
     (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def write_corpora(directory: Path, lengths: list[int], cut: list[int]) -> list[IndexedCorpus]:
+    """Sequences of these lengths, in prefixes of `cut` sequences each."""
+    bounds = np.cumsum([0, *cut])
+    return [
+        write_corpus(directory / f"part{part}", [[1] * length for length in lengths[start:stop]])
+        for part, (start, stop) in enumerate(pairwise(bounds))
+    ]
+
+
+def kept_sequences(output: Path, cut: list[int]) -> list[int]:
+    """Global ids of what a selection from such corpora keeps."""
+    starts = np.cumsum([0, *cut])
+    arrays = [np.load(path) for path in sorted(output.glob("*.indices.npy"))]
+    return [int(index + start) for array, start in zip(arrays, starts, strict=False) for index in array]

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from megatron_miniplm.errors import MiniPLMError
-from megatron_miniplm.mcore import models as megatron_models
+from megatron_miniplm.mcore import checkpoints
 from megatron_miniplm.mcore.huggingface.special_tokens import UNKNOWN, GenerationSettings, tokenizer_of_export
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "hidden_size": 32}
@@ -120,7 +120,7 @@ def tokenizer(directory: Path, eos: str, **config: Any) -> Path:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """The args that the checkpoint at hand was saved with."""
     args = argparse.Namespace()
-    monkeypatch.setattr(megatron_models, "recorded_args", lambda directory: args)
+    monkeypatch.setattr(checkpoints, "recorded_args", lambda directory: args)
     return args
 
 
@@ -145,7 +145,7 @@ def test_a_model_directory_says_more_than_its_tokenizer(tmp_path: Path, recorded
 def test_what_a_conversion_recorded_stays(tmp_path: Path, recorded: argparse.Namespace) -> None:
     """Also where the source is gone; a tokenizer that is given decides where it contradicts."""
     record = GenerationSettings(token_ids=IDS, generation_config={"top_p": 0.5}).as_record()
-    setattr(recorded, megatron_models.GENERATION, record)
+    setattr(recorded, checkpoints.GENERATION, record)
     recorded.tokenizer_type, recorded.tokenizer_model = "HuggingFaceTokenizer", str(tmp_path / "gone")
     assert exported() == (None, 2)
     assert exported(tokenizer(tmp_path / "same", "</s>")) == (tmp_path / "same", 2)
