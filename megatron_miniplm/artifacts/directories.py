@@ -196,5 +196,37 @@ def _remove_dead_writers(path: Path) -> None:
                 os.close(descriptor)
 
 
+@contextmanager
+def temporaries_kept(directory: Path) -> Iterator[None]:
+    """Keep `remove_dead_temporaries` away from the temporary files that are written in the block.
+
+    Any number of processes may be in such a block. They wait while files are being removed. Where a file system has no
+    locks of directories, nothing is held.
+    """
+    descriptor = _open_directory(directory)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_dead_temporaries(directory: Path) -> None:
+    """Remove the temporary files of killed processes from a directory all of whose writers use `temporaries_kept`.
+
+    While another process writes there, or where a file system has no locks of directories, nothing is removed.
+    """
+    descriptor = _open_directory(directory)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for stale in directory.glob(f".*{TEMPORARY_SUFFIX}"):
+                if _TEMPORARY.fullmatch(stale.name):
+                    stale.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
 def _open_directory(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, write_array
+from megatron_miniplm.artifacts.directories import remove_dead_temporaries
 from megatron_miniplm.artifacts.fingerprint import SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.leases import CLAIMS, EXPIRY_SECONDS
 from megatron_miniplm.artifacts.manifest import ArtifactInput, Manifest, checksum_of, manifest_path
@@ -191,9 +192,10 @@ def remove_leftovers(directory: Path) -> None:
     """Remove what dead processes have left in a store that has just been finished, claims included."""
     for leftover in (directory / BLOCKS).glob(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)  # of a killed process, or of one whose block another has published
+    remove_dead_temporaries(directory)
     finished_at = manifest_path(directory).stat().st_mtime
     for leftover in directory.glob(f".*{TEMPORARY_SUFFIX}"):
-        with suppress(OSError):  # another job may be finishing the same store right now: only old ones
+        with suppress(OSError):  # another job may be writing here right now: only old ones
             if finished_at - leftover.stat().st_mtime > EXPIRY_SECONDS:
                 leftover.unlink()
     shutil.rmtree(directory / CLAIMS, ignore_errors=True)

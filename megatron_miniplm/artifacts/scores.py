@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from megatron_miniplm.artifacts.atomic import usable, write_once
+from megatron_miniplm.artifacts.directories import temporaries_kept
 from megatron_miniplm.artifacts.leases import in_flight
 from megatron_miniplm.artifacts.manifest import (
     ArtifactInput,
@@ -108,7 +109,8 @@ class ScoreStore:
                 is_ours = store.identity == identity and store.format_version == FORMAT_VERSION
                 if not in_use and not is_ours:
                     path.unlink(missing_ok=True)
-            write_once(path, identity_bytes(identity))
+            with temporaries_kept(directory):
+                write_once(path, identity_bytes(identity))
         store = cls.open(directory)
         require_equal(directory, store.identity, identity)
         if store.format_version != FORMAT_VERSION and store.missing_blocks():
@@ -313,7 +315,7 @@ class ScoreStore:
                 num_scored += int(scored_N.sum())
                 num_tokens += int(scores["num_tokens"].sum(where=scored_N, dtype=np.int64))
         _raise_first(faults)
-        with usable(self.directory):
+        with usable(self.directory), temporaries_kept(self.directory):
             self._check_identity()
             counts = (self.plan.num_sequences, num_scored, num_tokens)
             manifest = publish_manifest(

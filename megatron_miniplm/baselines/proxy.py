@@ -8,7 +8,9 @@ PREDICTIONS/agreement.json
 
 import argparse
 import importlib.metadata
+import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts.atomic import write_json
+from megatron_miniplm.artifacts.directories import temporaries_kept
 from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of, load_manifest
 from megatron_miniplm.artifacts.reading import read_json
 from megatron_miniplm.artifacts.scores import PREDICTED_DIFFERENCE, ScoreStore
@@ -30,6 +33,7 @@ from megatron_miniplm.errors import FingerprintMismatchError, InputError
 from megatron_miniplm.indexed import IndexedCorpus
 from megatron_miniplm.indexed.reader import Pool
 from megatron_miniplm.mcore import checkpoints, models, program
+from megatron_miniplm.mcore.checkpoint_saving import sole_saver
 from megatron_miniplm.mcore.identity import ModelIdentity, TokenizerIdentity
 from megatron_miniplm.scoring.engine import fill_store
 from megatron_miniplm.scoring.identity import identity_of
@@ -115,7 +119,8 @@ def fit_and_predict(
 ) -> None:
     """Fit a proxy to the differences that are known, and predict those of all sequences of `prefixes`.
 
-    Fitting continues at the last checkpoint of `--save`, predicting at the blocks that the store lacks.
+    Fitting continues at the last checkpoint of `--save`, predicting at the blocks that the store lacks. One process at
+    a time fits into `--save`; any number of them predict.
 
     Args:
         args: Megatron's, validated and initialised, with our flags.
@@ -125,23 +130,22 @@ def fit_and_predict(
         rules: how sequences meet the model; what counts is taken from the teacher's scores.
 
     Raises:
-        MiniPLMError: the inputs do not belong together, a loss or a prediction is not finite, or a signal asked to stop
-            (`Interrupted`).
+        MiniPLMError: the inputs do not belong together, another process fits into `--save`, a checkpoint cannot be
+            written, a loss or a prediction is not finite, or a signal asked to stop (`Interrupted`).
     """
     teacher_dir, reference_dir = Path(args.teacher_scores), Path(args.reference_scores)
     _check_layout(args)
     rules = replace(rules, **program.on_rank_zero(lambda: _counting_rules(ScoreStore.open(teacher_dir))))
     identity = program.on_rank_zero(lambda: identity_of(args, prefixes, model, tokenizer, rules))
     targets = program.on_rank_zero(lambda: _read(args, identity["corpus"]))
-    fit = program.on_rank_zero(lambda: _start_or_match(args, identity, targets))
     program.say_once(
         f"{len(targets.training_ids):,} sequences to train on, {int(targets.is_held_out_M.sum()):,} held out; "
         f"difference {targets.mean:.4f} +- {targets.std:.4f} nats a token"
     )
     pool = Pool([IndexedCorpus.open(prefix) for prefix in prefixes])
-    scorer = None
-    if not _is_fitted(args):
-        scorer = _fitted(args, pool, rules, targets)
+    with nullcontext() if _is_fitted(args) else _sole_fitter(Path(args.save)):
+        fit = program.on_rank_zero(lambda: _start_or_match(args, identity, targets))
+        scorer = None if _is_fitted(args) else _fitted(args, pool, rules, targets)
     directory = checkpoints.checkpoint_directory(args.save)
     weights = program.on_rank_zero(lambda: checkpoints.weights_fingerprint(directory))
     proxy = ModelIdentity(path=directory, weights=weights, vocab_size=model.vocab_size)
@@ -206,7 +210,7 @@ def _start_or_match(args: argparse.Namespace, identity: dict[str, Any], targets:
         **{name: getattr(args, name) for name in FIT_ARGS},
     }
     path = save / PROXY
-    if not (save / "latest_checkpointed_iteration.txt").exists():
+    if not checkpoints.has_checkpoint(save):
         save.mkdir(parents=True, exist_ok=True)
         write_json(path, fit)  # what an earlier command left here has saved no step
         return fit
@@ -222,10 +226,37 @@ def _start_or_match(args: argparse.Namespace, identity: dict[str, Any], targets:
     return fit
 
 
+def _sole_fitter(save: Path) -> AbstractContextManager[None]:
+    """Hold `--save` while a proxy is fitted into it; a collective call. A checkpoint without its end is removed."""
+
+    def discard() -> None:
+        discard_unfinished(save)
+
+    return sole_saver(save, start=discard, discard=discard)
+
+
+def discard_unfinished(save: Path) -> None:
+    """Remove the checkpoint that a process was killed in, or for which the disk had no space."""
+    if not (save / PROXY).exists():
+        return  # whatever is there is not ours
+    last = saved_steps(save)
+    for directory in save.glob("iter_*"):
+        step = directory.name.removeprefix("iter_")
+        if last is not None and step.isdecimal() and int(step) > last:
+            shutil.rmtree(directory)
+
+
+def saved_steps(save: Path) -> int | None:
+    """Steps of the last whole checkpoint, 0 without one; None where something else than a fit has saved it."""
+    if not checkpoints.has_checkpoint(save):
+        return 0
+    step = (save / checkpoints.TRACKER).read_text().strip()
+    return int(step) if step.isdecimal() else None
+
+
 def _is_fitted(args: argparse.Namespace) -> bool:
     """Whether `--save` holds the last step."""
-    tracker = Path(args.save) / "latest_checkpointed_iteration.txt"
-    return program.on_rank_zero(lambda: tracker.exists() and tracker.read_text().strip() == str(args.train_iters))
+    return program.on_rank_zero(lambda: saved_steps(Path(args.save)) == args.train_iters)
 
 
 def _fitted(args: argparse.Namespace, pool: Pool, rules: ScoringRules, targets: Targets) -> ProxyScorer:
@@ -279,6 +310,7 @@ def _finish(store: ScoreStore, inputs: tuple[ArtifactInput, ...], targets: Targe
     predicted_M = scores["nll"].astype(np.float64) / scores["num_tokens"]
     report = agreement(predicted_M, targets.difference_M[held_out_M])
     trained = {"num_training_sequences": len(targets.training_ids), "num_steps": fit["train_iters"]}
-    write_json(store.directory / AGREEMENT, {**report, **trained})
+    with temporaries_kept(store.directory):
+        write_json(store.directory / AGREEMENT, {**report, **trained})
     print("\n".join(agreement_lines(report)))
     print(f"{store.directory}: predicted differences of {counts['num_sequences']:,} sequences", flush=True)

@@ -33,7 +33,7 @@ from megatron_miniplm.baselines.proxy_head import DifferenceHead, add_head, docu
 from megatron_miniplm.baselines.proxy_targets import Targets, TrainingStream
 from megatron_miniplm.errors import Interrupted, NonFiniteScoreError
 from megatron_miniplm.indexed.reader import Pool
-from megatron_miniplm.mcore import program
+from megatron_miniplm.mcore import checkpoints, program
 from megatron_miniplm.mcore.replica import StopRequest
 from megatron_miniplm.scoring.feed import HostRow
 from megatron_miniplm.scoring.rows import ROW_MULTIPLE, BlockRows, ScoringRules, empty_row, plan_block, read_rows
@@ -106,7 +106,7 @@ class Fitting:
         self._stream = TrainingStream(pool, targets.training_ids, seed=args.seed)
         target_M, weight_M = targets.standardised()
         self._target_M, self._weight_M = torch.from_numpy(target_M).float(), torch.from_numpy(weight_M).float()
-        args.load = args.save if (Path(args.save) / "latest_checkpointed_iteration.txt").exists() else None
+        args.load = args.save if checkpoints.has_checkpoint(Path(args.save)) else None
         args.no_load_optim, args.no_load_rng, args.finetune = False, True, False
         args.consumed_train_samples = args.consumed_valid_samples = 0  # of the training of the model to start from
         with program.megatron_errors(f"to continue from {args.save}"):

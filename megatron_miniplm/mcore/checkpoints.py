@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples, digest_values
+from megatron_miniplm.artifacts.fingerprint import Fingerprint, digest_file_samples, digest_values, hasher
+from megatron_miniplm.artifacts.reading import open_regular
 from megatron_miniplm.errors import InputError
-from megatron_miniplm.mcore.checkpoint_trust import require_harmless
+from megatron_miniplm.mcore.checkpoint_trust import METADATA, require_harmless
 from megatron_miniplm.runtime.command_line import MissingFlagError
 
 #: What decides a decoder's function beside its weights, by its name in Megatron's args. A checkpoint and the flags must
@@ -53,6 +55,8 @@ ARCHITECTURE = (
 #: In the args of a converted checkpoint: what its Hugging Face source says about generation.
 GENERATION = "miniplm_generation"
 TRACKER = "latest_checkpointed_iteration.txt"
+#: `StorageMeta.save_id`, which torch draws anew for every save, in the pickle of `.metadata` (protocol 4 and later).
+_SAVE_ID = re.compile(rb"(?<=\x07save_id\x94\x8c\x24)[0-9a-f-]{36}")
 
 
 def has_checkpoint(directory: Path) -> bool:
@@ -176,6 +180,18 @@ def architecture(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def weights_fingerprint(directory: Path) -> Fingerprint:
-    """Identity of a checkpoint by the names, sizes and samples of its files; another training step gives another."""
+    """Identity of a checkpoint by the names, sizes and samples of its files; another training step gives another.
+
+    A checkpoint that the same command saves again, such as a conversion that was repeated, has the same fingerprint.
+    """
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return digest_values([(str(path.relative_to(directory)), digest_file_samples(path)) for path in files])
+    return digest_values([(str(path.relative_to(directory)), _digest_without_save_id(path)) for path in files])
+
+
+def _digest_without_save_id(path: Path) -> Fingerprint:
+    if path.name != METADATA:
+        return digest_file_samples(path)
+    digest = hasher()
+    with open_regular(path) as stream:
+        digest.update(_SAVE_ID.sub(b"", stream.read()))
+    return digest.hexdigest()

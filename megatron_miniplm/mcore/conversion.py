@@ -2,25 +2,21 @@
 
 import argparse
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-import torch
-import torch.distributed
 from megatron.training import get_model
 from megatron.training.checkpointing import save_checkpoint
-from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_miniplm.artifacts.directories import sole_writer
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.mcore import checkpoints, models, program
+from megatron_miniplm.mcore.checkpoint_saving import sole_saver
 from megatron_miniplm.mcore.huggingface.loading import load_weights
 from megatron_miniplm.mcore.huggingface.megatron_flags import architecture_of_args
 from megatron_miniplm.mcore.huggingface.model import HuggingFaceModel
 from megatron_miniplm.mcore.huggingface.saving import save_huggingface
 from megatron_miniplm.mcore.huggingface.special_tokens import UNKNOWN, GenerationSettings, tokenizer_of_export
-from megatron_miniplm.mcore.huggingface.tensor_files import model_bytes, require_space, unwritable
+from megatron_miniplm.mcore.huggingface.tensor_files import model_bytes, require_space
 
 _RELEASE = "release"
 
@@ -54,26 +50,16 @@ def to_megatron(args: argparse.Namespace, model: HuggingFaceModel) -> None:
     )
 
 
-@contextmanager
-def _released(directory: Path, num_bytes: int) -> Iterator[None]:
+def _released(directory: Path, num_bytes: int) -> AbstractContextManager[None]:
     """Hold `directory` while a release checkpoint is written; a collective call. Without its end nothing is left."""
-    with ExitStack() as held_by_rank_zero:
 
-        def start() -> None:
-            held_by_rank_zero.enter_context(sole_writer(directory))
-            if checkpoints.has_checkpoint(directory):
-                raise InputError(f"{directory} holds a checkpoint already: give another directory, or delete it")
-            _discard(directory)  # of a process that was killed
-            require_space(directory, num_bytes)
-            held_by_rank_zero.callback(_discard_unfinished, directory)
+    def start() -> None:
+        if checkpoints.has_checkpoint(directory):
+            raise InputError(f"{directory} holds a checkpoint already: give another directory, or delete it")
+        _discard(directory)  # of a process that was killed
+        require_space(directory, num_bytes)
 
-        program.on_rank_zero(start)
-        try:
-            yield
-        except (CheckpointException, OSError) as error:
-            failure = unwritable(directory, _root_cause(error))
-            failure.reported_elsewhere = torch.distributed.get_rank() != 0
-            raise failure from error
+    return sole_saver(directory, start=start, discard=lambda: _discard_unfinished(directory))
 
 
 def _discard_unfinished(directory: Path) -> None:
@@ -86,12 +72,6 @@ def _discard(directory: Path) -> None:
     with suppress(FileNotFoundError):
         shutil.rmtree(directory / _RELEASE)
     (directory / checkpoints.TRACKER).unlink(missing_ok=True)
-
-
-def _root_cause(error: BaseException) -> str:
-    """The last line of what was raised, without the ranks' tracebacks."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def to_huggingface(args: argparse.Namespace, directory: Path, family: str | None, tokenizer_dir: Path | None) -> None:

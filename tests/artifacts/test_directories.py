@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from megatron_miniplm.artifacts.atomic import temporary_beside
-from megatron_miniplm.artifacts.directories import LOCK, sole_writer, sole_writer_of_file, whole_directory
+from megatron_miniplm.artifacts.directories import (
+    LOCK,
+    remove_dead_temporaries,
+    sole_writer,
+    sole_writer_of_file,
+    temporaries_kept,
+    whole_directory,
+)
 from megatron_miniplm.errors import InputError
 from megatron_miniplm.indexed.prefix_files import prefix_lock
 
@@ -213,3 +220,14 @@ def test_a_killed_writer_is_cleared_away_and_a_living_one_is_not(tmp_path: Path)
         os.rmdir(tmp_path / "model")
     assert names(tmp_path) == sorted(["model", link.name, other.name, "outside"])
     assert names(outside) == ["kept"]
+
+
+def test_temporaries_of_the_dead_are_removed_once_nobody_writes(tmp_path: Path) -> None:
+    dead, foreign = temporary_beside(tmp_path / "manifest.json"), tmp_path / ".mine.tmp"
+    for path in (dead, foreign):
+        path.write_text("half")
+    with temporaries_kept(tmp_path), temporaries_kept(tmp_path):  # of any number of processes
+        remove_dead_temporaries(tmp_path)
+        assert names(tmp_path) == sorted([dead.name, foreign.name])
+    remove_dead_temporaries(tmp_path)
+    assert names(tmp_path) == [foreign.name]

@@ -1,7 +1,16 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from megatron_miniplm.baselines.proxy import agreement, agreement_lines, correlation, mean_ranks
+from megatron_miniplm.baselines.proxy import (
+    agreement,
+    agreement_lines,
+    correlation,
+    discard_unfinished,
+    mean_ranks,
+    saved_steps,
+)
 
 TRUE = np.array([0.0, 1.0, 2.0, 3.0])
 
@@ -58,3 +67,28 @@ def test_a_constant_prediction_has_no_correlation() -> None:
     report = agreement(np.full(4, 1.5), TRUE)
     assert (report["pearson"], report["spearman"], report["r_squared"]) == (None, None, 0)
     assert "  Pearson correlation      none" in agreement_lines(report)
+
+
+@pytest.mark.parametrize(
+    ("files", "tracked", "steps", "left"),
+    [
+        (["proxy.json"], "20", 20, ["iter_0000020"]),
+        (["proxy.json"], None, 0, []),
+        (["proxy.json"], "", 0, []),  # killed while Megatron wrote the tracker
+        (["proxy.json"], "release", None, ["iter_0000020", "iter_0000040"]),  # saved by something else
+        ([], "20", 20, ["iter_0000020", "iter_0000040"]),  # not a directory of ours
+    ],
+)
+def test_a_checkpoint_without_its_end_is_removed(
+    tmp_path: Path, files: list[str], tracked: str | None, steps: int | None, left: list[str]
+) -> None:
+    for name in ("iter_0000020", "iter_0000040"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__0_0.distcp").write_bytes(b"weights")
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    if tracked is not None:
+        (tmp_path / "latest_checkpointed_iteration.txt").write_text(tracked)
+    assert saved_steps(tmp_path) == steps
+    discard_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == left

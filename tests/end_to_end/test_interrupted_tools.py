@@ -21,6 +21,8 @@ from writing_tools import TOOLS, Contents, WritingTool, new_directory, write_inp
 
 CRASHES = os.environ.get("MINIPLM_CRASHES")
 RACES = os.environ.get("MINIPLM_RACES")
+#: So many times the usual, a run takes that does not wait for another.
+PATIENCE = 3
 #: What refuses a second writer, and what a finished output that cannot be replaced is refused with.
 IN_USE = re.compile(r"error: (\S+) (is being written by another process|was made by another process meanwhile)")
 IS_THERE = re.compile(
@@ -203,8 +205,13 @@ def test_who_comes_while_another_writes_is_refused(scene: Scene, other: bool, ou
         what = f"stopped before step {step}"
         first = RunningTool(tool.argv(), directory, Fault(step=step, action="wait"))
         assert first.wait_for_pause() or tool.is_megatron, f"{what}: {first.printed}"
-        late = RunningTool.run(tool.argv(other=other), directory, log="late")
+        late = RunningTool(tool.argv(other=other), directory, log="late")
+        if tool.shares_work:
+            late.wait(PATIENCE * scene.undisturbed.seconds)  # then it may be waiting for a part of the first
+        else:
+            late.finish()
         first.resume()
+        late.finish()
         assert first.finish() == 0, f"{what}: {first.printed[-3000:]}"
         if IN_USE.search(late.printed):
             assert late.code == 2

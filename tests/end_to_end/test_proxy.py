@@ -13,6 +13,7 @@ from megatron_runs import DATA_FLAGS, REPOSITORY, VOCAB_SIZE, TinyRun, environme
 from rank_server import rank_server
 from score_stores import write_scores
 
+from megatron_miniplm.artifacts.directories import sole_writer
 from megatron_miniplm.artifacts.scores import NOT_SCORED, ScoreStore
 from megatron_miniplm.cli import run_tool
 from megatron_miniplm.indexed import IndexedCorpus
@@ -165,3 +166,12 @@ def test_another_fit_in_the_same_directory(predicted: ScoreStore, tiny: TinyRun,
         "undisturbed.checkpoint holds a proxy that is fitted otherwise (lr: 0.003 there, 0.001 here): give another"
     )
     assert expected in process.stderr
+
+
+def test_a_directory_that_another_process_fits_into(tiny: TinyRun, sampled: Sampled) -> None:
+    save = sampled.directory / "held.checkpoint"
+    with sole_writer(save):
+        process = run(fit_command(tiny, sampled, "held"))
+        assert process.returncode == 2
+        assert f"{save} is being written by another process" in process.stderr
+        assert not list(save.glob("iter_*"))

@@ -89,3 +89,23 @@ def test_weights_are_identified_by_names_and_content(checkpoint: Path) -> None:
     (directory / "__0_0.distcp").write_bytes(b"weights")
     (directory / "__0_0.distcp").rename(directory / "__0_1.distcp")
     assert weights_fingerprint(directory) != first
+
+
+def test_the_random_id_of_a_save_is_no_part_of_the_weights(checkpoint: Path) -> None:
+    """torch draws one for every save: a model that is converted again is the same model."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    directory = checkpoint / "iter_0000500"
+
+    def fingerprint_after_saving(value: float) -> str:
+        dcp.save({"weight": torch.full((3,), value)}, checkpoint_id=directory, no_dist=True)
+        return weights_fingerprint(directory)
+
+    first, metadata = fingerprint_after_saving(1.0), (directory / ".metadata").read_bytes()
+    assert fingerprint_after_saving(1.0) == first
+    assert (directory / ".metadata").read_bytes() != metadata
+    assert fingerprint_after_saving(2.0) != first
+    first = fingerprint_after_saving(1.0)
+    (directory / ".metadata").write_bytes(metadata.replace(b"__0_0.distcp", b"__0_1.distcp"))
+    assert weights_fingerprint(directory) != first

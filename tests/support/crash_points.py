@@ -73,9 +73,17 @@ class RunningTool:
         return tool
 
     def finish(self) -> int:
-        """Wait for the end; the exit code, -9 if it was killed."""
+        """Wait for the end; the exit code, -9 if it was killed.
+
+        Raises:
+            subprocess.TimeoutExpired: it takes too long, and was killed.
+        """
         with self._process as process:
-            return process.wait(_TIMEOUT_SECONDS)
+            try:
+                return process.wait(_TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
     @property
     def code(self) -> int:

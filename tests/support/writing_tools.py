@@ -1,6 +1,6 @@
 """The tools that write files: a small input, a command, and what must come out. One row per tool.
 
-Not in it: `fit-proxy` (tests/end_to_end/test_proxy.py) and `evaluate-tasks` (tests/contract/test_evaluate_tasks.py).
+Not in it: `evaluate-tasks` (tests/contract/test_evaluate_tasks.py).
 
 Commands run in a directory beside `given/`, which `write_inputs` makes, and write everything below `out/`.
 """
@@ -20,8 +20,10 @@ import numpy as np
 from megatron_runs import directory_bytes, random_sequences, run, write_corpus
 from score_stores import write_scores
 
+from megatron_miniplm.artifacts.scores import NOT_SCORED
 from megatron_miniplm.cli import main
 from megatron_miniplm.indexed import IndexedCorpus
+from megatron_miniplm.scoring.identity import is_sampled
 
 Contents = dict[str, bytes]
 
@@ -44,6 +46,7 @@ class WritingTool:
         contents: what two runs must have alike, from `out`.
         replaces: whether a finished output of other inputs is replaced instead of refused.
         refuses_finished: whether a finished output is refused even if it is that of the same command.
+        shares_work: a second run of the command does a part of the work, and at the end waits for the first one's part.
         is_megatron: a start takes seconds, so that fewer are tried.
     """
 
@@ -53,6 +56,7 @@ class WritingTool:
     contents: Callable[[Path], Contents] = directory_bytes
     replaces: bool = False
     refuses_finished: bool = False
+    shares_work: bool = False
     is_megatron: bool = False
 
     def argv(self, *, other: bool = False) -> list[str]:
@@ -174,18 +178,31 @@ TOOLS = {
         command=f"score-corpus {_MODEL} --scores out",
         other="--seq-length 32",
         inspected="out",
+        shares_work=True,
         is_megatron=True,
     ),
     "evaluate-lm": WritingTool(
         command=f"evaluate-lm {_MODEL} --scores out/scores --json out/loss.json",
         other="--seq-length 32",
         inspected="out/scores/*/*",
+        shares_work=True,
         is_megatron=True,
     ),
     "generate-corpus": WritingTool(
         command=f"generate-corpus {_MODEL} --prompt-tokens 4 --max-new-tokens 3 --output-prefix out/c",
         other="--seed 7",
         inspected="out/c.idx",
+        shares_work=True,
+        is_megatron=True,
+    ),
+    "fit-proxy": WritingTool(
+        command=f"fit-proxy {_MODEL} --teacher-scores ../given/few-teacher --reference-scores ../given/few-reference "
+        "--proxy-steps 2 --proxy-batch-sequences 4 --lr 1e-3 --holdout-fraction 0.2 --save out/proxy "
+        "--difference-scores out/predicted",
+        other="--lr 2e-3",
+        inspected="out/predicted",
+        contents=without_save_id,
+        shares_work=True,
         is_megatron=True,
     ),
     "convert-checkpoint --save": WritingTool(
@@ -231,7 +248,13 @@ def write_inputs(directory: Path) -> None:
 def write_models(directory: Path) -> None:
     """Logs of runs, a model of both kinds, and a few sequences for it; by programs, so that torch is imported once."""
     given = directory / "given"
-    write_corpus(given / "few", random_sequences([5, 0, 9, 4, 30, 70, 12, 8, 3, 2, 20, 11, 6]))
+    few = write_corpus(given / "few", random_sequences([5, 0, 9, 4, 30, 70, 12, 8, 3, 2, 20, 11, 6]))
+    known = is_sampled(range(len(few)), fraction=0.5, seed=0)  # 6 that have a token to predict; 2 are held out
+    counts = np.where(known, np.maximum(few.lengths_N - 1, 0), NOT_SCORED)
+    nll = np.where(known, np.random.default_rng(2).random((2, len(few))) * 9, 0)
+    for name, values in zip(("few-teacher", "few-reference"), nll, strict=True):
+        sampled = {"sample_fraction": 0.5, "sample_seed": 0}
+        write_scores(given / name, [few], values, counts, block_sequences=5, settings=sampled)
     _run(str(Path(__file__)), str(given))
     convert = ("-m", "megatron_miniplm.__main__", "convert-checkpoint")
     _run(*convert, "--load-hf", f"{given}/model", "--save", f"{given}/checkpoint")
