@@ -52,10 +52,10 @@ MUTATIONS = {
         tests=("contract/test_huggingface_conversion.py",),
     ),
     "a window scores one token twice": Mutation(
-        file="scoring/windows.py",
+        file="scoring/rows.py",
         before="num_context_W=np.where(start_W > 0, overlap_tokens, 0)",
         after="num_context_W=np.where(start_W > 0, overlap_tokens - 1, 0)",
-        tests=("scoring/test_windows.py", "contract/test_scoring_layouts.py"),
+        tests=("scoring/test_rows.py", "contract/test_scoring_layouts.py"),
     ),
     "vocabulary offset of a rank": Mutation(
         file="scoring/nll.py",

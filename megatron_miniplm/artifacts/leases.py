@@ -4,7 +4,7 @@
     claims/00000012.0       block 12 is claimed: a hard link to its owner's lease, so that one touch renews all claims
     claims/00000012.1       claimed again, because generation 0 has expired
 
-Correct scores do not depend on leases. A block is published once (`artifacts.exclusive`) and carries the identity of
+Correct scores do not depend on leases. A block is published once (`artifacts.atomic`) and carries the identity of
 its store. Leases only keep two processes from computing the same block. Format page: docs/formats.md.
 
 - **Claim.** A process links generation 0, which only one can do. If the name exists and its owner is alive, the block

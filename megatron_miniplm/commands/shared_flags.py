@@ -1,4 +1,4 @@
-"""The flags that name a tokenizer: Megatron's own, with its defaults, and `--split-special-tokens`."""
+"""Flags that several commands share: Megatron's flags of a tokenizer, with its defaults, and `--workers`."""
 
 import argparse
 import os

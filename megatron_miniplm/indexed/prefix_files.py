@@ -1,6 +1,6 @@
 """What lies at a prefix before it is written: another writer's lock, and index caches of Megatron's.
 
-The lock is a hidden file that exists while somebody writes; `artifacts.directory_lock` does the same for directories. A
+The lock is a hidden file that exists while somebody writes; `artifacts.directories` does the same for directories. A
 process may ask again for a lock that it holds.
 
 Megatron takes an index cache for good, whatever has become of the prefix since.

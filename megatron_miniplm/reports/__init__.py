@@ -6,8 +6,8 @@ reopening    selection -> the scores, corpora and rule that it was made from, ch
 explain      why a selection keeps a sequence or drops it
 report       selection -> one HTML page, in five modules:
     tally        the pass over the scores: counts, histograms, examples, overlaps
-    histograms   their ranges, what other ratios would keep, and the plots
+    histograms   their ranges, and what other ratios would keep
+    plots        histograms -> pictures, by matplotlib
     origins      counts by domain and source, and the texts of examples, from the sidecars
-    page         all of it -> HTML, by the templates in templates/
-    report       ties them to disk
+    report       all of it -> HTML, by the templates in templates/
 """

@@ -9,7 +9,6 @@
     identity   what is scored with what, and which sequences where only a sample is         megatron
     watch      progress, tokens/s and MFU; the first layer whose output is not finite
     engine     all of it: store, model, every replica, the end                              megatron
-    proxy      a small model that predicts the difference from a sample of scores               megatron
 
 The store itself is `artifacts.scores`: the selection reads it too. Blocks are the unit of everything: of work, of
 claims, of files. What is computed for a block depends on that block alone, so that the result is the same for any

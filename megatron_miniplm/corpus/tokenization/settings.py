@@ -15,7 +15,7 @@ FILES = ("tokenizer_model", "vocab_file", "merge_file")
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSettings:
-    """Megatron's tokenizer flags, under its names and with its defaults; see `commands/tokenizer_flags.py`.
+    """Megatron's tokenizer flags, under its names and with its defaults; see `commands/shared_flags.py`.
 
     Attributes:
         tokenizer_type: one of `TOKENIZER_TYPES`.
