@@ -188,16 +188,16 @@ class Leases:
         self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.bind(socket_address(self.owner.name))
-        except OSError:  # only Linux has such addresses
+        except OSError:  # only Linux has such addresses, and a sandbox may allow no such socket
             self.owner = replace(self.owner, sockets="")
         try:
             with usable(self.directory):
                 self._write_lease()
         except BaseException:
-            self._socket.close()
+            self._close_socket()
             raise
         self._thread.start()
         return self
@@ -209,8 +209,7 @@ class Leases:
             if self._held:
                 self._give_up()
             self.lease_path.unlink()
-        assert self._socket is not None
-        self._socket.close()
+        self._close_socket()
         with suppress(OSError):  # others are still there, or `ScoreStore.finish` was
             self.directory.rmdir()
 
@@ -301,6 +300,10 @@ class Leases:
         self._was_expired |= abs(renewed_ns - self._renewed_ns) > self._expiry_seconds * 1e9
         self._renewed_ns = renewed_ns
         return renewed_ns
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
 
     def _give_up(self) -> None:
         """Leave the blocks that we hold to others."""

@@ -26,6 +26,7 @@ import numpy as np
 from megatron_miniplm.artifacts.atomic import TEMPORARY_SUFFIX, usable, write_once
 from megatron_miniplm.artifacts.fingerprint import DIGEST_BYTES, SHORT_HEX, Fingerprint, digest_values
 from megatron_miniplm.artifacts.leases import CLAIMS
+from megatron_miniplm.artifacts.manifest import prefix_manifest_path
 from megatron_miniplm.artifacts.reading import open_regular, read_header, read_json
 from megatron_miniplm.artifacts.score_blocks import BlockPlan
 from megatron_miniplm.artifacts.score_records import first_difference
@@ -125,6 +126,12 @@ class Parts:
         self.plan = plan
         self.token_dtype = token_dtype
         self.identity_digest = digest_values("parts", identity)
+        self._manifest = prefix_manifest_path(directory.with_name(directory.name.removesuffix(DIRECTORY_SUFFIX)))
+
+    @property
+    def are_merged(self) -> bool:
+        """Whether the corpus is there. From then on any job may remove the parts while others look for work."""
+        return self._manifest.exists()
 
     def create_or_resume(self) -> None:
         """Make the directory, or check that it was made by the same command.
@@ -152,12 +159,19 @@ class Parts:
         return self.directory / f"{block:08d}{_PART_SUFFIX}"
 
     def has_block(self, block: int) -> bool:
-        return self.part_path(block).exists()
+        """Whether a block is published; every block is, once the corpus is there."""
+        return self.part_path(block).exists() or self.are_merged
 
     def missing_blocks(self) -> list[int]:
-        """Blocks without a file, in order; one directory listing."""
+        """Blocks that are not published, in order; one directory listing."""
         with usable(self.directory):
-            names = set(os.listdir(self.directory))
+            try:
+                names = set(os.listdir(self.directory))
+            except FileNotFoundError:
+                if not self.are_merged:
+                    raise
+        if self.are_merged:  # asked after the listing, which may have met a removal half-way
+            return []
         return [block for block in range(self.plan.num_blocks) if self.part_path(block).name not in names]
 
     def write_block(self, block: int, part: Part) -> bool:
@@ -168,7 +182,12 @@ class Parts:
         """
         assert len(part.lengths_N2) == len(self.plan.sequences(block))
         with usable(self.directory):
-            return write_once(self.part_path(block), part.to_bytes(self.identity_digest))
+            try:
+                return write_once(self.part_path(block), part.to_bytes(self.identity_digest))
+            except FileNotFoundError:
+                if not self.are_merged:
+                    raise
+                return False
 
     def read_block(self, block: int) -> Part:
         """One published block.
@@ -199,11 +218,13 @@ class Parts:
         """
         missing = set(self.missing_blocks())
         for block in range(self.plan.num_blocks):
-            if block not in missing:
+            if block not in missing and not self.are_merged:
                 self.read_block(block)
 
     def remove(self) -> None:
         """Delete the directory, if there is one and it is ours; the identity last, so that a kill leaves it ours."""
+        with suppress(OSError):  # a lease of another job may have made it anew; nothing is in it
+            self.directory.rmdir()
         path = self.directory / IDENTITY
         if not path.is_file() or path.read_bytes() != self._identity_bytes():
             return

@@ -76,8 +76,9 @@ class Rule:
                 raise InputError(f"{flag} {choice!r} is not one of {', '.join(choices)}")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise InputError(f"--ratio {self.ratio} must lie in (0, 1]")
-        if self.target_tokens is not None and self.target_tokens < 1:
-            raise InputError(f"--target-tokens {self.target_tokens} must be at least 1")
+        for flag, count, least in (("--target-tokens", self.target_tokens, 1), ("--min-tokens", self.min_tokens, 0)):
+            if count is not None and not least <= count < 1 << 62:  # shares of it are computed in int64
+                raise InputError(f"{flag} {count} must lie in [{least}, 2^62)")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise InputError(f"--threshold {self.threshold} must be a finite number")
         for flag, value in (

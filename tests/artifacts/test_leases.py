@@ -324,6 +324,16 @@ def test_where_no_socket_can_be_had_the_expiry_alone_counts(
     assert b.claim(3)
 
 
+def test_a_sandbox_without_unix_sockets_is_worked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    with Leases(tmp_path) as leases:
+        assert leases.owner.sockets == ""
+        assert leases.claim(3)
+
+
 def test_claims_of_earlier_versions(opened: Callable[[], Leases], tmp_path: Path) -> None:
     """They are hard links, too, to `<owner>.alive`, whose time is the last sign of life."""
     a = opened()

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_miniplm.artifacts.block_queue import BlockQueue
+from megatron_miniplm.artifacts.leases import Leases
+from megatron_miniplm.artifacts.manifest import prefix_manifest_path
 from megatron_miniplm.artifacts.score_blocks import BlockPlan
 from megatron_miniplm.baselines.generation_parts import Part, Parts
 from megatron_miniplm.errors import CorruptArtifactError, FingerprintMismatchError, InputError
@@ -133,6 +136,46 @@ def test_a_kill_while_parts_are_removed_leaves_what_can_be_removed(
     parts.remove()
     assert removed == ["00000000.part", "identity.json"]
     assert not parts.directory.exists()
+
+
+def test_a_job_that_waits_generates_nothing_once_another_has_merged_the_parts(tmp_path: Path) -> None:
+    """The first job holds all blocks, publishes them, writes the corpus and removes the parts."""
+    first, second = open_parts(tmp_path / "out.parts"), open_parts(tmp_path / "out.parts")
+    with Leases(first.directory) as firsts, Leases(second.directory) as seconds:
+        first_queue, second_queue = BlockQueue(first, firsts, "a"), BlockQueue(second, seconds, "b")
+        blocks = {first_queue.take(), first_queue.take()}
+        assert blocks == {0, 1}
+        assert (second_queue.take(), second_queue.is_empty) == (None, False)
+        for block in (0, 1):
+            first.write_block(block, part(len(first.plan.sequences(block))))
+            firsts.release(block)
+        prefix_manifest_path(tmp_path / "out").write_text("{}")
+        first.remove()
+        second_queue._next_look = 0.0
+        assert (second_queue.take(), second_queue.is_empty) == (None, True)
+        assert second.missing_blocks() == []
+        assert not second.write_block(0, part()), "of a job whose lease had expired"
+        second.check()
+    second.remove()
+    assert not second.directory.exists()
+
+
+def test_a_directory_that_only_a_late_lease_has_made_is_removed(tmp_path: Path) -> None:
+    parts = open_parts(tmp_path / "out.parts")
+    prefix_manifest_path(tmp_path / "out").write_text("{}")
+    parts.remove()
+    with Leases(parts.directory):
+        assert parts.directory.exists()
+    parts.remove()
+    assert not parts.directory.exists()
+
+
+def test_a_directory_that_vanishes_before_the_corpus_is_there_is_named(tmp_path: Path) -> None:
+    parts = open_parts(tmp_path / "out.parts")
+    parts.remove()
+    for use in (parts.missing_blocks, lambda: parts.write_block(0, part())):
+        with pytest.raises(InputError, match=r"out\.parts"):
+            use()
 
 
 def test_only_ours_is_removed(tmp_path: Path) -> None:

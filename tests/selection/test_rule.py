@@ -1,6 +1,7 @@
 """Settings as JSON, and the way back."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -48,3 +49,18 @@ def test_a_setting_of_another_type_is_no_rule(name: str, value: object) -> None:
     settings = json.loads(json.dumps(Rule(ratio=0.5, keep_domains=("a",), min_tokens=3).settings()))
     with pytest.raises(TypeError, match=name):
         Rule.from_settings({**settings, name: value})
+
+
+@pytest.mark.parametrize(
+    ("numbers", "flag"),
+    [
+        ({"ratio": 0.5, "min_tokens": -1}, "--min-tokens -1"),
+        ({"ratio": 0.5, "min_tokens": 1 << 63}, "--min-tokens 9223372036854775808"),
+        ({"target_tokens": 0}, "--target-tokens 0"),
+        ({"target_tokens": 1 << 63}, "--target-tokens 9223372036854775808"),
+    ],
+)
+def test_numbers_that_no_selection_can_record_are_refused(numbers: dict[str, Any], flag: str) -> None:
+    """`selection.json` is read strictly: what is written here must be read there."""
+    with pytest.raises(InputError, match=rf"^{flag} must lie in \["):
+        Rule(**numbers)
