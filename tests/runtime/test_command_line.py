@@ -145,7 +145,7 @@ def test_what_resembles_nothing_brings_no_suggestion() -> None:
 def flags_beside_megatrons() -> dict[str, set[str]]:
     """The flags of ours that Megatron's parser is given, by program, with all their spellings."""
     providers = {"pretrain_gpt, launch": [add_training_flags]}
-    for program in MEGATRON_PROGRAMS - {"convert-checkpoint"}:  # whose flags are taken out first
+    for program in sorted(MEGATRON_PROGRAMS - {"convert-checkpoint"}):  # whose flags are taken out first
         module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[program][0]}")
         providers[program] = list(getattr(module, "FLAGS", [module.add_arguments]))
     found = {}
