@@ -43,6 +43,16 @@ def sole_writer(directory: Path) -> Iterator[None]:
             directory.rmdir()
 
 
+def remove_dead_writer(directory: Path) -> None:
+    """Remove the lock and the temporary files of a `sole_writer` that was killed; nothing while another one writes.
+
+    For directories that are finished, where nobody becomes the next `sole_writer`.
+    """
+    if (directory / LOCK).exists():
+        with suppress(InputError, OSError), sole_writer(directory):
+            pass
+
+
 @contextmanager
 def sole_writer_of_file(path: Path) -> Iterator[None]:
     """Hold the right to write one file, as `sole_writer` does for a directory; its directory is made.
