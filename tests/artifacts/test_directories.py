@@ -246,3 +246,19 @@ def test_what_a_killed_writer_has_left_in_a_finished_directory(tmp_path: Path) -
     assert names(tmp_path) == ["finished"]
     remove_dead_writer(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_directory_that_another_process_makes_just_before_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace = tmp_path / "model", os.replace
+
+    def late_replace(source: Path, target: Path) -> None:
+        (target / "other").mkdir(parents=True)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late_replace)
+    with pytest.raises(InputError, match="model was made by another process meanwhile"), whole_directory(path) as half:
+        (half / "file").write_text("1")
+    assert names(tmp_path) == ["model"]
+    assert names(path) == ["other"]
