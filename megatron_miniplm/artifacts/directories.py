@@ -23,6 +23,8 @@ LOCK = ".miniplm.lock"
 _ATTEMPTS = 10
 #: Another user's file or directory, a file system that is mounted read-only, a link in place of the lock.
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP})
+#: What renaming a directory answers where the name is taken.
+_TAKEN = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)\.[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
 
 
@@ -41,6 +43,16 @@ def sole_writer(directory: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             directory.rmdir()
+
+
+def remove_dead_writer(directory: Path) -> None:
+    """Remove the lock and the temporary files of a `sole_writer` that was killed; nothing while another one writes.
+
+    For directories that are finished, where nobody becomes the next `sole_writer`.
+    """
+    if (directory / LOCK).exists():
+        with suppress(InputError, OSError), sole_writer(directory):
+            pass
 
 
 @contextmanager
@@ -149,13 +161,22 @@ def whole_directory(path: Path) -> Iterator[Path]:
         yield temporary
         os.fsync(descriptor)
         if path.exists():
-            raise InputError(f"{path} was made by another process meanwhile: give another directory, or delete it")
-        publish(temporary, path)
+            raise _made_meanwhile(path)
+        try:
+            publish(temporary, path)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                raise _made_meanwhile(path) from None
+            raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     finally:
         os.close(descriptor)
+
+
+def _made_meanwhile(path: Path) -> InputError:
+    return InputError(f"{path} was made by another process meanwhile: give another directory, or delete it")
 
 
 def _make_locked(path: Path) -> tuple[Path, int]:

@@ -83,7 +83,12 @@ def generate_corpus(
     )
     if missing:
         generator = TokenGenerator(models.load_for_scoring(args), vocab_size, settings)
-        _Run(parts, pool, chosen, generator, settings, vocab_size, missing).fill()
+        try:
+            _Run(parts, pool, chosen, generator, settings, vocab_size, missing).fill()
+        except MiniPLMError:  # on all ranks alike
+            if program.on_rank_zero(output.existing) is None:
+                raise
+            # Another job has put the parts together and removed them, while this one still looked for more to do.
     program.on_rank_zero(lambda: output.write(parts))
 
 

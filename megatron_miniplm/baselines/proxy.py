@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from megatron_miniplm.artifacts.atomic import write_json
-from megatron_miniplm.artifacts.directories import temporaries_kept
+from megatron_miniplm.artifacts.directories import remove_dead_writer, temporaries_kept
 from megatron_miniplm.artifacts.manifest import ArtifactInput, input_of, load_manifest
 from megatron_miniplm.artifacts.reading import read_json
 from megatron_miniplm.artifacts.scores import PREDICTED_DIFFERENCE, ScoreStore
@@ -143,7 +143,9 @@ def fit_and_predict(
         f"difference {targets.mean:.4f} +- {targets.std:.4f} nats a token"
     )
     pool = Pool([IndexedCorpus.open(prefix) for prefix in prefixes])
-    with nullcontext() if _is_fitted(args) else _sole_fitter(Path(args.save)):
+    if is_fitted := _is_fitted(args):
+        program.on_rank_zero(lambda: remove_dead_writer(Path(args.save)))
+    with nullcontext() if is_fitted else _sole_fitter(Path(args.save)):
         fit = program.on_rank_zero(lambda: _start_or_match(args, identity, targets))
         scorer = None if _is_fitted(args) else _fitted(args, pool, rules, targets)
     directory = checkpoints.checkpoint_directory(args.save)

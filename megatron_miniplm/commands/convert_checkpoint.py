@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_miniplm.artifacts.directories import remove_dead_writer
 from megatron_miniplm.errors import InputError
 
 #: Flags that Megatron's parser insists on and that mean nothing to a conversion.
@@ -81,6 +82,7 @@ def _to_megatron(ours: argparse.Namespace, rest: Sequence[str]) -> None:
         if ours.hf_family or ours.tokenizer_model or ours.vocab_size:
             raise InputError("--hf-family, --tokenizer-model and --vocab-size belong to --save-hf: leave them out")
         if has_checkpoint(ours.save):
+            remove_dead_writer(ours.save)
             raise InputError(f"{ours.save} holds a checkpoint already: give another directory, or delete it")
         model = HuggingFaceModel.open(ours.load_hf)
         model.check_tensors()

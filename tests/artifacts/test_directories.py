@@ -14,6 +14,7 @@ from megatron_miniplm.artifacts.atomic import temporary_beside
 from megatron_miniplm.artifacts.directories import (
     LOCK,
     remove_dead_temporaries,
+    remove_dead_writer,
     sole_writer,
     sole_writer_of_file,
     temporaries_kept,
@@ -231,3 +232,33 @@ def test_temporaries_of_the_dead_are_removed_once_nobody_writes(tmp_path: Path) 
         assert names(tmp_path) == sorted([dead.name, foreign.name])
     remove_dead_temporaries(tmp_path)
     assert names(tmp_path) == [foreign.name]
+
+
+def test_what_a_killed_writer_has_left_in_a_finished_directory(tmp_path: Path) -> None:
+    with sole_writer(tmp_path):
+        (tmp_path / "finished").write_text("1")
+        dead = temporary_beside(tmp_path / "finished")
+        dead.write_text("half")
+        remove_dead_writer(tmp_path)
+        assert names(tmp_path) == sorted([LOCK, dead.name, "finished"])
+    (tmp_path / LOCK).touch()
+    remove_dead_writer(tmp_path)
+    assert names(tmp_path) == ["finished"]
+    remove_dead_writer(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_directory_that_another_process_makes_just_before_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace = tmp_path / "model", os.replace
+
+    def late_replace(source: Path, target: Path) -> None:
+        (target / "other").mkdir(parents=True)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late_replace)
+    with pytest.raises(InputError, match="model was made by another process meanwhile"), whole_directory(path) as half:
+        (half / "file").write_text("1")
+    assert names(tmp_path) == ["model"]
+    assert names(path) == ["other"]

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
+from megatron_miniplm.artifacts.directories import LOCK
+
 pytestmark = pytest.mark.slow
 
 CONVERT = REPOSITORY / "tools" / "convert_checkpoint.py"
@@ -111,10 +113,12 @@ def test_the_model_comes_back_with_its_tokens_and_tokenizer(conversions: Convers
 
 
 def test_a_finished_checkpoint_is_not_written_over(conversions: Conversions) -> None:
+    (conversions.checkpoint / LOCK).touch()  # of a process that was killed after its last step but one
     process = convert("--load-hf", conversions.source, "--save", conversions.checkpoint)
     assert process.returncode == 2
     (line,) = error_lines(process.stderr)
     assert "holds a checkpoint already" in line
+    assert not (conversions.checkpoint / LOCK).exists()
 
 
 def test_a_checkpoint_that_would_run_code_is_not_loaded(conversions: Conversions, tmp_path: Path) -> None:
