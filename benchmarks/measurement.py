@@ -61,7 +61,8 @@ def measure(command: Sequence[str], log_path: Path) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)  # Popen must not wait for it again
     if process.returncode:
         tail = log_path.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
-        raise InputError(f"exit code {process.returncode} of {' '.join(command)}, its last words were:\n{tail}")
+        last_lines = " | ".join(tail.splitlines())
+        raise InputError(f"exit code {process.returncode} of {' '.join(command)}, its last lines: {last_lines}")
     return Cost(wall_seconds=wall_seconds, cpu_seconds=usage.ru_utime + usage.ru_stime, peak_bytes=memory.peak_bytes)
 
 

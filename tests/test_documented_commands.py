@@ -8,6 +8,7 @@ from command_parsers import TRAINING_PROGRAMS, complaints, parser_of
 from documented_commands import Command, commands_of, pages, prose_flags
 
 from megatron_miniplm.commands import COMMANDS
+from megatron_miniplm.runtime.command_line import accept_other_spellings
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = pages(REPOSITORY)
@@ -40,7 +41,10 @@ def test_documented_commands_take_the_flags_that_they_are_shown_with(page: str) 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.endswith(".md")])
 def test_flags_that_are_named_in_running_text_exist(page: str) -> None:
     programs = {*COMMANDS, *TRAINING_PROGRAMS}
-    known = {flag for program in programs for flag in parser_of(program)._option_string_actions}
+    parsers = [parser_of(program) for program in programs]
+    for parser in parsers:
+        accept_other_spellings(parser)
+    known = {flag for parser in parsers for flag in parser._option_string_actions}
     benchmarks = " ".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "benchmarks").glob("*.py"))
     known.update(re.findall(r'"(--[a-z-]+)"', benchmarks))
     assert prose_flags(text_of(page)) - SLURM_FLAGS - PYTEST_FLAGS - EARLY_FLAGS - known == set()
@@ -67,7 +71,7 @@ def fenced(shell: str) -> str:
         ("a.md", fenced("miniplm score-corpus --bf16 yes"), "unrecognized arguments"),
         ("a.md", fenced("python -m megatron_miniplm.pretrain_gpt --lr-decay-style cos"), "invalid choice"),
         ("a.md", fenced("miniplm difference-sampling --output=a --ratio=half"), "invalid"),
-        ("a.conf", "SCORING=(--bf16\n  --block-sequences 8) # --no\n", "score-corpus has no --block-sequences"),
+        ("a.conf", "SCORING=(--bf16\n  --block-sequence 8) # --no\n", "score-corpus has no --block-sequence"),
         ("a.conf", 'STUDENT_a=("${x[@]}" --train-iter 8)', "pretrain_gpt has no --train-iter"),
         ("examples/a.sh", 'queue train a 1 "$seed" "$DATA" "${b[@]}" --num-layer 2', "pretrain_gpt has no --num-layer"),
         ("examples/a.sh", "score a --tp 2 &", "score-corpus has no --tp"),
