@@ -62,11 +62,12 @@ def sole_writer_of_file(path: Path) -> Iterator[None]:
     Raises:
         InputError: another process is writing it, or it cannot be locked.
     """
-    with _locked(_lock_of_file(path), path, f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
+    with _locked(lock_of_file(path), path, f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
         yield
 
 
-def _lock_of_file(path: Path) -> Path:
+def lock_of_file(path: Path) -> Path:
+    """The lock of a file, or of the files of a prefix."""
     return path.with_name(f".{path.name}.lock")
 
 
@@ -103,13 +104,27 @@ def _remedy(lock: Path) -> str:
 @contextmanager
 def _locked(lock: Path, what: Path, temporaries: str) -> Iterator[None]:
     """Hold a lock beside or in what is written; files that match a pattern and that killed writers left are removed."""
+    with hold_lock(lock, what) as is_locked:
+        if is_locked:
+            _sweep(lock.parent, temporaries, own=what.name)
+        yield
+
+
+@contextmanager
+def hold_lock(lock: Path, what: Path) -> Iterator[bool]:
+    """Hold a file that exists while `what` is written; its directory is made.
+
+    Yields:
+        Whether it is locked: where a file system has no locks, nothing is refused.
+
+    Raises:
+        InputError: another process holds it, or it cannot be opened.
+    """
     with unusable_locks_named(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor, is_locked = _lock(lock, what)
     try:
-        if is_locked:
-            _sweep(lock.parent, temporaries, own=what.name)
-        yield
+        yield is_locked
     finally:
         with suppress(OSError):
             lock.unlink()  # before the lock is freed, so that whoever locks the old file finds out
@@ -120,14 +135,14 @@ def _sweep(directory: Path, pattern: str, own: str) -> None:
     """Remove temporary files of `artifacts.atomic`, but for those of files that somebody else may be writing."""
     for stale in directory.glob(pattern):
         found = _TEMPORARY.fullmatch(stale.name)
-        if found and (found["name"] == own or not _lock_of_file(directory / found["name"]).exists()):
+        if found and (found["name"] == own or not lock_of_file(directory / found["name"]).exists()):
             stale.unlink(missing_ok=True)
 
 
 def _lock(path: Path, what: Path) -> tuple[int, bool]:
     """An open file that still has its name, and whether it is locked: some file systems have no locks."""
     for _ in range(_ATTEMPTS):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -136,7 +151,7 @@ def _lock(path: Path, what: Path) -> tuple[int, bool]:
         except OSError:
             return descriptor, False
         with suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor, True
         os.close(descriptor)  # the file of a writer that ended just now
     raise InputError(f"{what} is being written by another process: wait for it, or stop it")
@@ -204,10 +219,10 @@ def _make_locked(path: Path) -> tuple[Path, int]:
 
 def _remove_dead_writers(path: Path) -> None:
     """Remove the hidden directories of writers of `path` that are dead."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}")
-    if not path.parent.is_dir():
-        return
-    for stale in [stale for stale in path.parent.iterdir() if pattern.fullmatch(stale.name)]:
+    for stale in list(path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}")):
+        found = _TEMPORARY.fullmatch(stale.name)
+        if not found or found["name"] != path.name:
+            continue
         with suppress(OSError):  # no directory, not ours, gone, or locked by the living
             descriptor = _open_directory(stale)
             try:

@@ -9,15 +9,12 @@ Their names are a digest of the path and the settings, not of the content: where
 prefix, training goes on with the documents of the old one.
 """
 
-import fcntl
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from megatron_miniplm.artifacts.directories import unusable_locks_named
-from megatron_miniplm.errors import InputError
+from megatron_miniplm.artifacts.directories import hold_lock, lock_of_file
 from megatron_miniplm.indexed.layout import idx_path
 
 logger = logging.getLogger(__name__)
@@ -82,49 +79,18 @@ def prefix_lock(prefix: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it, or the lock cannot be opened.
     """
-    with _locked(_prefix_lock_path(prefix), prefix):
+    lock = lock_of_file(prefix).absolute()
+    if lock in _held:
         yield
+        return
+    with hold_lock(lock, prefix):
+        _held.add(lock)
+        try:
+            yield
+        finally:
+            _held.discard(lock)
 
 
 def is_locked_or_left(prefix: Path) -> bool:
     """Whether somebody writes a prefix, or was killed while writing it."""
-    return _prefix_lock_path(prefix).exists()
-
-
-def _prefix_lock_path(prefix: Path) -> Path:
-    return prefix.with_name(f".{prefix.name}.lock")
-
-
-@contextmanager
-def _locked(path: Path, what: Path) -> Iterator[None]:
-    path = path.absolute()
-    if path in _held:
-        yield
-        return
-    with unusable_locks_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(path, what)
-    _held.add(path)
-    try:
-        yield
-    finally:
-        _held.discard(path)
-        path.unlink(missing_ok=True)  # before it is released: whoever waits for it looks whether it is still there
-        os.close(descriptor)
-
-
-def _acquire(path: Path, what: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise InputError(f"{what} is being written by another process: wait for it, or stop it") from None
-        except FileNotFoundError:
-            pass  # its holder removed it just now
-        except OSError:
-            return descriptor  # a file system without locks
-        os.close(descriptor)
+    return lock_of_file(prefix).exists()
