@@ -61,6 +61,7 @@ def test_a_single_process_finds_its_own_port(monkeypatch: pytest.MonkeyPatch) ->
     program.ensure_rendezvous()
     with socket.socket() as listener:
         listener.bind((program.os.environ["MASTER_ADDR"], int(program.os.environ["MASTER_PORT"])))
+        assert listener.getsockname() == ("127.0.0.1", int(program.os.environ["MASTER_PORT"]))
 
 
 def test_a_launcher_keeps_its_port(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -308,14 +308,17 @@ def test_other_data_behind_a_view(prefix: Path, tmp_path: Path) -> None:
 
 def test_a_restart_does_not_read_it_again(prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verify_view(str(prefix), tmp_path / "cache")
-    monkeypatch.setattr(IndexedCorpus, "open", lambda prefix: pytest.fail("it was read again"))
+    opened: list[Path] = []
+    monkeypatch.setattr(IndexedCorpus, "open", opened.append)
     verify_view(str(prefix), tmp_path / "cache")
+    assert opened == []
 
 
 def test_one_rank_reads_it(prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point_elsewhere(prefix)
     monkeypatch.setenv("RANK", "1")
     verify_view(str(prefix), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("path", ["web", "nowhere", "s3://bucket/views/some"])
