@@ -6,7 +6,6 @@ programs have their own parser (Megatron's) and are listed by module only.
 """
 
 import contextlib
-import importlib
 import logging
 import os
 import signal
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from types import FrameType, ModuleType
 from typing import TextIO, cast
 
-from megatron_miniplm.commands import COMMANDS, MEGATRON_PROGRAMS
+from megatron_miniplm.commands import COMMANDS, MEGATRON_PROGRAMS, flags_of, module_of
 from megatron_miniplm.errors import EXIT_RESUMABLE, STOP_SIGNALS, MiniPLMError, unusable_path
 from megatron_miniplm.mcore.megatron_output import hide_unless_verbose
 from megatron_miniplm.mcore.versions import find_megatron
@@ -72,7 +71,7 @@ def run_tool(name: str, argv: Sequence[str] | None = None, program: str | None =
     if print_version(argv, visible=os.environ.get("RANK", "0") == "0"):
         return 0
     announce_former_spellings(argv, visible=os.environ.get("RANK", "0") == "0")
-    module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[name][0]}")
+    module = module_of(name)
     if not logging.root.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(PrintableFormatter("%(message)s"))
@@ -94,7 +93,7 @@ def _run(name: str, module: ModuleType, argv: list[str], program: str | None) ->
         if name in MEGATRON_PROGRAMS:
             if not set(HELP_FLAGS).isdisjoint(argv):
                 if os.environ.get("RANK", "0") == "0":
-                    print_help(program, module.__doc__, getattr(module, "FLAGS", [module.add_arguments]))
+                    print_help(program, module.__doc__, flags_of(name))
                 return 0
             hide_unless_verbose()
             leave_exit_code_of_crashes()

@@ -1,5 +1,10 @@
 """One module a command: `add_arguments` and `run`. This table names them."""
 
+import importlib
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
 #: Subcommand -> (module, one line of help), in the order in which data flows.
 COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "estimate FLOPs, GPU-hours, disk and break-even before running anything"),
@@ -56,3 +61,14 @@ MEGATRON_PROGRAMS = frozenset(
         "inspect-batch",
     }
 )
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a command, imported."""
+    return importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[name][0]}")
+
+
+def flags_of(name: str) -> Sequence[Callable[..., Any]]:
+    """The functions that add all flags of ours that a command takes; `inspect-batch` takes those of training, too."""
+    module = module_of(name)
+    return getattr(module, "FLAGS", (module.add_arguments,))

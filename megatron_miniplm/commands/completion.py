@@ -8,12 +8,11 @@ The script is static, so a TAB starts no Python; print it again after an update.
 """
 
 import argparse
-import importlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_miniplm.commands import COMMANDS, MEGATRON_PROGRAMS
+from megatron_miniplm.commands import COMMANDS, flags_of
 from megatron_miniplm.runtime.command_line import CommandParser, PlainHelp
 
 _HELP_CHARACTERS = 70
@@ -52,17 +51,13 @@ def commands() -> list[Command]:
 
 
 def _command(name: str) -> Command:
-    module_name, line = COMMANDS[name]
-    module = importlib.import_module(f"megatron_miniplm.commands.{module_name}")
     parser = CommandParser(f"miniplm {name}")
-    for add in (
-        getattr(module, "FLAGS", [module.add_arguments]) if name in MEGATRON_PROGRAMS else [module.add_arguments]
-    ):
-        add(parser)
+    for add_flags in flags_of(name):
+        add_flags(parser)
     shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
     flags = [flag for action in shown for flag in _flags(parser, action)]
     words = [str(word) for action in shown if not action.option_strings for word in action.choices or ()]
-    return Command(name=name, help=line, flags=tuple(flags), words=tuple(words))
+    return Command(name=name, help=COMMANDS[name][1], flags=tuple(flags), words=tuple(words))
 
 
 def _flags(parser: argparse.ArgumentParser, action: argparse.Action) -> Iterator[Flag]:
@@ -203,9 +198,8 @@ def _fish_quoted(text: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell to complete in")
+    parser.add_argument("shell", choices=list(SHELLS), help="the shell to complete in")
 
 
 def run(arguments: argparse.Namespace) -> None:
-
     print(SHELLS[arguments.shell](commands()), end="")

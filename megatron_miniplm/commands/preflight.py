@@ -10,14 +10,13 @@ knows all flags, so there too only ours are.
 
 import argparse
 import contextlib
-import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from megatron_miniplm.commands import COMMANDS, MEGATRON_PROGRAMS
+from megatron_miniplm.commands import MEGATRON_PROGRAMS, module_of
 from megatron_miniplm.errors import EXIT_BAD_INPUT, MiniPLMError, MissingPackageError, UnsupportedMegatronError
 from megatron_miniplm.runtime.command_line import CommandParser, UsageError, did_you_mean
 from megatron_miniplm.runtime.terminal import printable
@@ -66,7 +65,7 @@ def _parse(words: Sequence[str]) -> None:
     """Raise `UsageError` unless the program of a command can parse its flags."""
     if words[0] == "miniplm":
         name, *flags = words[1:]
-        module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[name][0]}")
+        module = module_of(name)
         if name in MEGATRON_PROGRAMS:
             _parse_with_megatron(f"miniplm {name}", module.add_arguments, flags)
             return

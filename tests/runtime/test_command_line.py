@@ -1,13 +1,12 @@
 """Megatron's parser as users of our programs see it, on a parser that is built the same way."""
 
 import argparse
-import importlib
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from megatron_miniplm.commands import COMMANDS, MEGATRON_PROGRAMS
+from megatron_miniplm.commands import MEGATRON_PROGRAMS, flags_of
 from megatron_miniplm.mcore.device_flags import given_flags
 from megatron_miniplm.runtime.command_line import (
     HELP_MEGATRON,
@@ -146,8 +145,7 @@ def flags_beside_megatrons() -> dict[str, set[str]]:
     """The flags of ours that Megatron's parser is given, by program, with all their spellings."""
     providers = {"pretrain_gpt, launch": [add_training_flags]}
     for program in sorted(MEGATRON_PROGRAMS - {"convert-checkpoint"}):  # whose flags are taken out first
-        module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[program][0]}")
-        providers[program] = list(getattr(module, "FLAGS", [module.add_arguments]))
+        providers[program] = list(flags_of(program))
     found = {}
     for program, add_all in providers.items():
         parser = CommandParser(program, add_help=False)

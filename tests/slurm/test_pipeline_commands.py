@@ -1,7 +1,6 @@
 """What the example configurations make of the road: commands and flags that exist, without a cluster."""
 
 import argparse
-import importlib
 import os
 import re
 import shlex
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_miniplm.commands import COMMANDS
+from megatron_miniplm.commands import module_of
 
 REPOSITORY = Path(__file__).parents[2]
 SUBMIT = REPOSITORY / "slurm/submit_pipeline.sh"
@@ -236,7 +235,7 @@ def test_students_are_evaluated_one_by_one_before_they_are_compared(tmp_path: Pa
         *("--results", str(directory / "evaluation/tasks"), "--json", str(directory / "evaluation/tasks.json")),
     ]
     for words in (lm, tasks):
-        module = importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[words[0]][0]}")
+        module = module_of(words[0])
         unknown = module.add_arguments(argparse.ArgumentParser()).parse_known_args(words[1:])[1]
         megatrons = {
             "--load",

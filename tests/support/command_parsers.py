@@ -2,13 +2,12 @@
 
 import argparse
 import functools
-import importlib
 from collections.abc import Sequence
 from typing import NoReturn
 
 from documented_commands import ANY_WORDS, is_literal
 
-from megatron_miniplm.commands import COMMANDS, MEGATRON_PROGRAMS
+from megatron_miniplm.commands import MEGATRON_PROGRAMS, module_of
 from megatron_miniplm.training import flags as training_flags
 
 TRAINING_PROGRAMS = frozenset({"pretrain_gpt", "launch"})
@@ -33,7 +32,7 @@ def parser_of(program: str) -> argparse.ArgumentParser:
     if program in TRAINING_PROGRAMS | {"inspect-batch"}:  # which takes the flags of a training run
         training_flags.add_arguments(parser)
     if program not in TRAINING_PROGRAMS:
-        importlib.import_module(f"megatron_miniplm.commands.{COMMANDS[program][0]}").add_arguments(parser)
+        module_of(program).add_arguments(parser)
     for action in parser._actions:
         action.required = False
     for group in parser._mutually_exclusive_groups:
